@@ -1,0 +1,116 @@
+"""A guest as typed values: what a file in /etc/kvmd means once it has been read. Nobody parses again."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+BootDevice = Literal["disk", "cdrom", "network"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """``[boot]``: firmware boot order, or a kernel loaded directly by QEMU."""
+
+    order: tuple[BootDevice, ...] = ("disk", "cdrom")
+    kernel: Path | None = None
+    initrd: Path | None = None
+    cmdline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """``[[disk]]``: ``size`` in bytes; ``path`` and ``base`` absolute."""
+
+    path: Path
+    size: int | None = None
+    format: str = "qcow2"
+    base: Path | None = None
+    bus: str = "virtio"
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cdrom:
+    """``[[cdrom]]``: an ISO image, absolute path."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """``[[network]]``: one network interface of the guest and its tap on the host.
+
+    ``uplink`` None means the interface of the default route, chosen when it is needed.
+    """
+
+    tap: str
+    mac: str
+    uplink: str | None = None
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Network, ...] = ()
+    model: str = "virtio"
+    configure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Serial:
+    """``[serial]``: ``ready_timeout`` in seconds."""
+
+    log: bool = True
+    ready: re.Pattern[str] | None = None
+    ready_timeout: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One ``[limits]`` key as org.freedesktop.systemd1 wants it: D-Bus property, signature, value."""
+
+    property: str
+    signature: str
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One guest. ``memory`` in bytes, ``stop_timeout`` in seconds."""
+
+    name: str
+    file: Path
+    uuid: UUID
+    description: str = ""
+    memory: int = 512 << 20
+    cpus: int = 1
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    machine: str = "q35"
+    cpu: str | None = None
+    firmware: Literal["bios", "uefi"] = "bios"
+    profile: Literal["linux", "bsd", "windows", "legacy"] = "linux"
+    autostart: bool = False
+    restart: Literal["no", "on-failure", "always"] = "no"
+    stop_timeout: float = 90.0
+    boot: Boot = field(default_factory=Boot)
+    disks: tuple[Disk, ...] = ()
+    cdroms: tuple[Cdrom, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    serial: Serial = field(default_factory=Serial)
+    limits: tuple[Limit, ...] = ()
+    qemu_args: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """The service a person handles."""
+        return f"kvmd@{self.name}.service"
+
+    @property
+    def scope(self) -> str:
+        """The transient scope that holds QEMU."""
+        return f"kvmd-{self.name}.scope"
