@@ -1,0 +1,131 @@
+"""A client of systemd's manager, org.freedesktop.systemd1(5): jobs, scopes, the state of units."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from dbus_next.message import Message
+from dbus_next.signature import Variant
+
+from .errors import StartFailed
+from .sysbus import DBUS, BusError, SystemBus
+
+MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")
+UNIT = "org.freedesktop.systemd1.Unit"
+
+Properties = Sequence[tuple[str, str, object]]
+
+
+class Systemd:
+    """Subscribe, then ask, then wait for that very job."""
+
+    def __init__(self, bus: SystemBus) -> None:
+        self._bus = bus
+        self._calling = 0
+        self._jobs: dict[str, asyncio.Future[str]] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+
+    async def start(self) -> None:
+        sender = f",sender='{MANAGER[0]}'"
+        await self._bus.subscribe(MANAGER[2], "JobRemoved", self._job_removed, sender)
+        await self._bus.call(MANAGER, "Subscribe")
+        self._bus.on_signal("org.freedesktop.DBus.Properties", "PropertiesChanged", self._properties_changed)
+
+    def _job_removed(self, message: Message) -> None:
+        _, path, _, result = message.body
+        job = self._jobs.get(path)
+        if job is None and self._calling:  # the signal may come before the reply that names the job
+            job = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
+        if job is not None and not job.done():
+            job.set_result(result)
+
+    def _properties_changed(self, message: Message) -> None:
+        if event := self._changed.get(message.path):
+            event.set()
+
+    async def _job(self, member: str, signature: str, *body: object) -> str:
+        self._calling += 1
+        try:
+            (path,) = await self._bus.call(MANAGER, member, signature, *body)
+            job = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
+        finally:
+            self._calling -= 1
+        try:
+            return await job
+        finally:
+            del self._jobs[path]
+            if not self._calling:
+                self._jobs = {path: job for path, job in self._jobs.items() if not job.done()}
+
+    async def start_unit(self, unit: str) -> str:
+        """Start a unit and return its job's result: ``done``, ``failed``, ``canceled``, ``dependency`` …"""
+        return await self._job("StartUnit", "ss", unit, "replace")
+
+    async def stop_unit(self, unit: str) -> str:
+        return await self._job("StopUnit", "ss", unit, "replace")
+
+    async def restart_unit(self, unit: str) -> str:
+        return await self._job("RestartUnit", "ss", unit, "replace")
+
+    async def start_scope(self, name: str, properties: Properties) -> None:
+        """Put the processes named in ``properties`` into a transient scope (StartTransientUnit).
+
+        Raises ``StartFailed`` with systemd's reason.
+        """
+        values = [[key, Variant(signature, value)] for key, signature, value in properties]
+        try:
+            result = await self._job("StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", values, [])
+        except BusError as error:
+            raise StartFailed(f"systemd refused the scope {name}: {error}") from error
+        if result != "done":
+            raise StartFailed(f"systemd could not start the scope {name}: job {result}")
+
+    async def scopes(self, pattern: str) -> list[str]:
+        """Names of the active units that match ``pattern``."""
+        (units,) = await self._bus.call(MANAGER, "ListUnitsByPatterns", "asas", ["active"], [pattern])
+        return [unit[0] for unit in units]
+
+    async def invocation_id(self, unit: str) -> str:
+        """The unit's invocation ID as 32 hexadecimal digits."""
+        (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
+        return bytes(await self._bus.get((MANAGER[0], path, UNIT), "InvocationID")).hex()
+
+    async def wanted(self, unit: str) -> bool:
+        """Whether the unit is active or about to be."""
+        try:
+            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
+        except BusError:
+            return False
+        return await self._state(path) in ("active", "activating", "reloading")
+
+    async def _state(self, path: str) -> str:
+        return str(await self._bus.get((MANAGER[0], path, UNIT), "ActiveState"))
+
+    async def settled(self, unit: str) -> None:
+        """Returns once PID 1 no longer holds the unit for active or stopping."""
+        try:
+            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
+        except BusError:
+            return
+        rule = f"type='signal',interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path='{path}'"
+        changed = self._changed.setdefault(path, asyncio.Event())
+        await self._bus.call(DBUS, "AddMatch", "s", rule)
+        try:
+            while True:
+                changed.clear()
+                if await self._state(path) not in ("active", "deactivating"):
+                    return
+                await changed.wait()
+        finally:
+            self._changed.pop(path, None)
+            await self._bus.call(DBUS, "RemoveMatch", "s", rule)
+
+    async def register_machine(self, name: str, uuid: bytes, pid: int, ifindexes: list[int]) -> None:
+        """Show the guest in ``machinectl list``, where systemd-machined runs; it is never started for this."""
+        (running,) = await self._bus.call(DBUS, "NameHasOwner", "s", MACHINED[0])
+        if running:
+            await self._bus.call(
+                MACHINED, "RegisterMachineWithNetwork", "sayssusai", name, uuid, "kvmd", "vm", pid, "", ifindexes
+            )
