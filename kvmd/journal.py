@@ -1,0 +1,144 @@
+"""Entries for journald in its native protocol (systemd's docs/JOURNAL_NATIVE_PROTOCOL), without ever blocking.
+
+systemd-python's ``journal.send`` blocks the caller when journald is slow or away; here the caller is told and waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from enum import Enum
+
+from systemd import journal
+
+SOCKET = "/run/systemd/journal/socket"
+SEND_BUFFER = 8 << 20
+BACKLOG = 1000
+
+log = logging.getLogger("kvmd")
+
+
+class Event(Enum):
+    """What kvmd itself says about a guest: one MESSAGE_ID for each kind; the texts are in kvmd.catalog."""
+
+    STARTED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a01"
+    STOPPED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a02"
+    FAILED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a03"
+    START_FAILED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a04"
+    ADOPTED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a05"
+    NETWORK = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a06"
+    FILE = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a07"
+    EMULATED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a08"
+    QEMU = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a09"
+
+
+def encode(fields: Mapping[str, str]) -> bytes:
+    """Fields as journald reads them; a value with a newline goes by length."""
+    parts = []
+    for key, value in fields.items():
+        data = value.encode()
+        if b"\n" in data:
+            parts.append(b"%s\n%s%s\n" % (key.encode(), struct.pack("<Q", len(data)), data))
+        else:
+            parts.append(b"%s=%s\n" % (key.encode(), data))
+    return b"".join(parts)
+
+
+def about(guest: str) -> dict[str, str]:
+    """The fields that tie an entry to a guest and show it in ``systemctl status kvmd@GUEST``."""
+    return {"KVMD_GUEST": guest, "OBJECT_SYSTEMD_UNIT": f"kvmd@{guest}.service"}
+
+
+class Journal:
+    """One datagram socket for everything; PID 1 holds its other end, so it outlives journald's restarts."""
+
+    def __init__(self, path: str = SOCKET) -> None:
+        """Raises ``OSError`` where there is no journald."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._path = path
+        self._socket.connect(path)
+        self._waiters: list[asyncio.Future[None]] = []
+        self._backlog: list[bytes] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    def offer(self, entry: bytes) -> bool:
+        """Hand one entry to journald; False when it is not taking any now (``writable`` says when)."""
+        try:
+            self._socket.send(entry)
+        except BlockingIOError:
+            return False
+        except ConnectionError:  # the socket unit itself was restarted
+            try:
+                self._socket.connect(self._path)
+            except OSError:
+                return False
+            return self.offer(entry)
+        return True
+
+    async def writable(self) -> None:
+        """Returns when journald takes entries again."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        self._waiters.append(waiter)
+        loop.add_writer(self._socket.fileno(), self._wake)
+        await waiter
+
+    def _wake(self) -> None:
+        asyncio.get_running_loop().remove_writer(self._socket.fileno())
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def say(self, event: Event, message: str, guest: str | None = None, priority: int = journal.LOG_INFO) -> None:
+        """Something a person should know; kept back, up to a bound, while journald takes nothing."""
+        fields = {
+            "MESSAGE": message,
+            "MESSAGE_ID": event.value,
+            "PRIORITY": str(priority),
+            "SYSLOG_IDENTIFIER": "kvmd",
+            **(about(guest) if guest else {}),
+        }
+        if self._backlog or not self.offer(encode(fields)):
+            self._backlog = [*self._backlog, encode(fields)][-BACKLOG:]
+            if not self._flusher:
+                self._flusher = asyncio.create_task(self._flush(), name="journal backlog")
+
+    async def _flush(self) -> None:
+        while self._backlog:
+            if self.offer(self._backlog[0]):
+                self._backlog.pop(0)
+            else:
+                await self.writable()
+        self._flusher = None
+
+    def close(self) -> None:
+        if self._flusher:
+            self._flusher.cancel()
+        asyncio.get_running_loop().remove_writer(self._socket.fileno())
+        self._socket.close()
+
+
+async def synchronize() -> None:
+    """Returns when journald has written all it was sent (journalctl --sync), so that ``last`` sees it."""
+    process = await asyncio.create_subprocess_exec("journalctl", "--sync", stderr=asyncio.subprocess.DEVNULL)
+    await process.wait()
+
+
+def last(**matches: str) -> dict[str, object] | None:
+    """The newest entry with these fields. Blocks for some milliseconds."""
+    with journal.Reader(journal.LOCAL_ONLY) as reader:
+        for key, value in matches.items():
+            reader.add_match(f"{key}={value}")
+        reader.seek_tail()
+        return reader.get_previous() or None
+
+
+def under_systemd() -> bool:
+    """Whether stderr is connected to the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    return "JOURNAL_STREAM" in os.environ
