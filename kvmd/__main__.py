@@ -1,0 +1,126 @@
+"""The daemon and its arguments: wiring only."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from . import __version__, guestfile
+from .errors import KvmdError, Problem
+
+CONFIGURATION = Path("/etc/kvmd")
+
+
+def check(files: Sequence[Path]) -> int:
+    """``kvmd --check``: print every problem of every file; the exit status."""
+    sources = []
+    problems = []
+    for path in files or sorted(CONFIGURATION.glob("*.toml")):
+        try:
+            sources.append((path, path.read_bytes()))
+        except OSError as error:
+            problems.append(Problem(str(path), 1, "", f"cannot be read: {error.strerror}"))
+    defaults_path = CONFIGURATION / "kvmd.conf"
+    defaults = b""
+    with contextlib.suppress(FileNotFoundError):
+        defaults = defaults_path.read_bytes()
+    problems += guestfile.check(sources, (defaults_path, defaults))
+    for problem in sorted(problems):
+        print(problem)
+    return 1 if problems else 0
+
+
+async def serve() -> None:
+    """Run until SIGTERM. Raises ``KvmdError`` when the daemon cannot work or has lost the bus."""
+    from systemd import daemon
+
+    from .bus import NAME, Service
+    from .errors import Unavailable
+    from .journal import Journal
+    from .lan import Lan
+    from .manager import Manager
+    from .sysbus import SystemBus
+    from .systemd import Systemd
+    from .watch import Watch
+
+    loop = asyncio.get_running_loop()
+    terminated = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, terminated.set)
+    loop.add_signal_handler(signal.SIGINT, terminated.set)
+    async with AsyncExitStack() as stack:
+        try:
+            journal = Journal()
+        except OSError as error:
+            raise Unavailable(f"cannot reach journald: {error.strerror} (is systemd-journald running?)") from error
+        stack.callback(journal.close)
+        bus = await stack.enter_async_context(SystemBus())
+        systemd = Systemd(bus)
+        await systemd.start()
+        manager = Manager(systemd, journal)
+        lan = await stack.enter_async_context(Lan(manager.report_network, manager.network_changed))
+        await manager.begin(lan)
+        service = Service(bus, manager)
+        manager.changed = service.refresh
+        try:
+            watch = Watch(CONFIGURATION, manager.reload)
+            stack.callback(watch.close)
+        except OSError as error:
+            raise Unavailable(f"cannot watch {CONFIGURATION}: {error.strerror}") from error
+        await bus.own(NAME)
+        daemon.notify("READY=1")
+        watchdog = asyncio.create_task(feed_watchdog(), name="watchdog")
+        lost = asyncio.create_task(bus.lost(), name="bus")
+        stop = asyncio.create_task(terminated.wait(), name="SIGTERM")
+        try:
+            await asyncio.wait((lost, stop, watchdog), return_when=asyncio.FIRST_COMPLETED)
+            if not terminated.is_set():
+                raise Unavailable("the system bus has gone; systemd starts kvmd again, guests are not disturbed")
+            daemon.notify("STOPPING=1")
+        finally:
+            for task in (watchdog, lost, stop):
+                task.cancel()
+
+
+async def feed_watchdog() -> None:
+    """Tell systemd that the loop still turns, twice in each WatchdogSec= (sd_watchdog_enabled(3))."""
+    from systemd import daemon
+
+    interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+    while interval:
+        daemon.notify("WATCHDOG=1")
+        await asyncio.sleep(interval)
+    await asyncio.Event().wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="kvmd", description="Runs the guests of /etc/kvmd (started by kvmd.service).")
+    parser.add_argument("--version", action="version", version=f"kvmd {__version__}")
+    parser.add_argument(
+        "--check",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="validate guest files (default: all of /etc/kvmd) and exit",
+    )
+    arguments = parser.parse_args()
+    if arguments.check is not None:
+        return check(arguments.check)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        asyncio.run(serve())
+    except KvmdError as error:
+        print(f"kvmd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,394 @@
+"""One running guest: started as one stack of things to undo, observed by pidfd and QMP, ended once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from systemd.journal import LOG_ERR, LOG_INFO, LOG_WARNING
+
+from . import images, qemu, scope
+from .accelerator import Kvm
+from .errors import KvmdError, StartFailed, Unavailable
+from .guest import Guest, Nic
+from .journal import Event, Journal
+from .lan import Lan
+from .process import Descriptors, Process, User, spawn
+from .qmp import Qmp, QmpError
+from .serial import SerialLog, make_fifo
+from .systemd import Systemd
+
+RUNTIME = Path("/run/kvmd")
+SNAPSHOT = "guest.toml"
+POWER_BUTTON_INTERVAL = 2.0
+QUIT_TIMEOUT = 2.0
+LAST_WORDS_OF = re.compile(r"^(sh: \d+: exec|qemu-system-\w+): ")
+RESULTS = {
+    "crashed": "QEMU was killed or crashed",
+    "guest-panic": "its kernel panicked",
+}
+
+
+class State(Enum):
+    """As on the bus."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What every guest of this host shares."""
+
+    lan: Lan
+    systemd: Systemd
+    journal: Journal
+
+
+class Machine:
+    """A guest from the moment it is asked to start until all it left is gone; ``closed`` is set then."""
+
+    def __init__(self, guest: Guest, snapshot: Mapping[str, bytes], host: Host, changed: Callable[[], None]) -> None:
+        self.guest = guest
+        self._snapshot = snapshot
+        self._host = host
+        self._changed = changed
+        self._directory = RUNTIME / guest.name
+        self._state = State.STARTING
+        self._undo = AsyncExitStack()
+        self._qmp = Qmp(self._on_event)
+        self._end = ""
+        self._timed_out = False
+        self._serial: SerialLog | None = None
+        self._errors: SerialLog | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._process: Process | None = None
+        self.result = "success"
+        self.failure = ""
+        self.accelerator: Literal["", "kvm", "tcg"] = ""
+        self.started = 0
+        self.closed = asyncio.Event()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if state is not self._state:
+            self._state = state
+            self._changed()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process and not self._process.ended.is_set() else 0
+
+    @property
+    def serial_bytes(self) -> int:
+        return self._serial.taken if self._serial else 0
+
+    async def start(self, kvm: Kvm) -> None:
+        """Returns once QEMU runs and the network is applied. Raises ``KvmdError``; nothing is left over then."""
+        try:
+            async with AsyncExitStack() as undo:
+                await self._start(undo, kvm)
+                self._undo = undo.pop_all()
+        except BaseException as error:
+            if isinstance(error, KvmdError):
+                self.failure = str(error)
+                self._say(Event.START_FAILED, f"Guest {self.guest.name} could not be started: {error}", LOG_ERR)
+            self._close(State.FAILED, "start-failed")
+            raise
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
+        self._say(Event.STARTED, f"Guest {self.guest.name} is running ({self.accelerator}, PID {self.pid})")
+
+    async def _start(self, undo: AsyncExitStack, kvm: Kvm) -> None:
+        self.accelerator = self._choose_accelerator(kvm)
+        user = User.find()
+        if self.accelerator == "kvm" and kvm.group is not None:
+            user = replace(user, groups=(kvm.group,))
+        self._make_directory(user)
+        self._own_directory(undo)
+        with Descriptors() as descriptors:
+            handles = await self._hand_over(descriptors, undo)
+            argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
+            stderr = os.open(self._directory / "qemu.out", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptors.numbers.append(stderr)
+            process, release, give_up = await spawn(argv, descriptors, user, stderr)
+        self._own_process(undo, process)
+        try:
+            await self._host.systemd.start_scope(self.guest.scope, scope.properties(self.guest, process.pid))
+        except BaseException:
+            give_up()
+            raise
+        release()
+        await self._log(resume=False)
+        await asyncio.gather(self._greet(undo), *(self._connect(nic) for nic in self.guest.nics))
+        for name in ("serial.in", "serial.out", "qemu.out"):  # no other guest's QEMU, though of the same user, opens it
+            os.chown(self._directory / name, 0, 0)
+        (self._directory / "pid").write_text(f"{process.pid}\n")
+        self.started = self._start_time()
+        await self._register()
+        self.state = State.RUNNING
+
+    async def adopt(self) -> None:
+        """Take over a guest that an earlier daemon started. Raises ``KvmdError``; the guest is left alone then."""
+        async with AsyncExitStack() as undo:
+            try:
+                pid = int((self._directory / "pid").read_text())
+                process = Process(pid)
+            except (OSError, ValueError) as error:
+                raise StartFailed(f"cannot find QEMU of guest {self.guest.name}: {error}") from error
+            undo.callback(process.close)
+            await self._qmp.connect(self._directory / "qmp")
+            self.accelerator = "kvm" if (await self._qmp.execute("query-kvm"))["enabled"] else "tcg"
+            status = (await self._qmp.execute("query-status"))["status"]
+            undo.pop_all()
+        self._own_directory(self._undo)
+        self._own_process(self._undo, process)
+        self._undo.push_async_callback(self._qmp.close)
+        for nic in self.guest.nics:
+            self._undo.push_async_callback(self._host.lan.withdraw, nic.tap)
+        await self._log(resume=True)
+        self.started = self._start_time()
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
+        self.state = State.PAUSED if status == "paused" else State.RUNNING
+        self._say(Event.ADOPTED, f"Guest {self.guest.name} was running already (PID {self.pid})")
+
+    def _choose_accelerator(self, kvm: Kvm) -> Literal["kvm", "tcg"]:
+        if self.guest.accelerator == "tcg":
+            return "tcg"
+        if kvm.usable:
+            return "kvm"
+        if self.guest.accelerator == "kvm":
+            raise StartFailed(f'KVM is not usable: {kvm.reason}; accelerator = "auto" would emulate instead')
+        warning = f"Guest {self.guest.name} is emulated (TCG), much slower than KVM: {kvm.reason}"
+        self._say(Event.EMULATED, warning, LOG_WARNING)
+        return "tcg"
+
+    def _make_directory(self, user: User) -> None:
+        """/run/kvmd/NAME: root's, and QEMU's user may pass through it."""
+        try:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.mkdir(parents=True)
+            os.chown(self._directory, 0, user.gid)
+            self._directory.chmod(0o710)
+            for name, content in self._snapshot.items():
+                (self._directory / name).write_bytes(content)
+            for name in ("serial.in", "serial.out", "qemu.out"):
+                make_fifo(self._directory / name, user.uid, user.gid)
+        except OSError as error:
+            raise StartFailed(f"cannot make {self._directory}: {error.strerror}") from error
+
+    def _own_directory(self, undo: AsyncExitStack) -> None:
+        undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        journal, name = self._host.journal, self.guest.name
+        self._serial = SerialLog(name, "serial", self._directory, journal, log=self.guest.serial.log)
+        undo.push_async_callback(self._serial.close)
+        self._errors = SerialLog(name, "qemu", self._directory, journal, log=True)
+        undo.push_async_callback(self._errors.close)
+
+    def _own_process(self, undo: AsyncExitStack, process: Process) -> None:
+        self._process = process
+        undo.callback(process.close)
+        undo.push_async_callback(self._kill)
+
+    async def _hand_over(self, descriptors: Descriptors, undo: AsyncExitStack) -> qemu.Handles:
+        """Open as root all that QEMU needs."""
+        guest, boot = self.guest, self.guest.boot
+        chains = []
+        for disk in guest.disks:
+            await images.create(disk)
+            files = enumerate(await images.chain(disk))
+            chains.append(
+                [
+                    (descriptors.take(images.open_file(path, "disk image", write=not (below or disk.readonly))), format)
+                    for below, (path, format) in files
+                ]
+            )
+        chains += [[(descriptors.take(images.open_file(cdrom.path, "CD image")), "raw")] for cdrom in guest.cdroms]
+        taps = []
+        for nic in guest.nics:
+            tap = self._host.lan.open_tap(nic)
+            undo.push_async_callback(self._close_tap, nic.tap, tap)
+            taps.append((descriptors.lend(tap),))
+        return qemu.Handles(
+            accelerator=self.accelerator,
+            qmp_fd=descriptors.take(self._listen("qmp")),
+            spare_qmp_fd=descriptors.take(self._listen("qmp.spare")),
+            serial=self._directory / "serial",
+            taps=tuple(taps),
+            images=chains,
+            kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
+            initrd=descriptors.take(images.open_readable(boot.initrd, "initrd")) if boot.initrd else None,
+        )
+
+    async def _close_tap(self, name: str, fd: int) -> None:
+        """Our own hold on the tap spares QEMU's exit the 16 ms that the kernel takes to remove it."""
+        withdrawn = asyncio.create_task(self._host.lan.withdraw(name))
+        await asyncio.sleep(0)  # the LAN hears first
+        await asyncio.gather(asyncio.to_thread(os.close, fd), withdrawn)
+
+    def _listen(self, name: str) -> int:
+        """A monitor socket for QEMU to accept on; only root can connect."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+            listener.bind(str(self._directory / name))
+            listener.listen(1)
+            return listener.detach()
+
+    async def _log(self, *, resume: bool) -> None:
+        assert self._serial is not None
+        assert self._errors is not None
+        invocation = await self._host.systemd.invocation_id(self.guest.scope)
+        self._serial.start(invocation, resume=resume)
+        self._errors.start(invocation, resume=resume)
+
+    def _start_time(self) -> int:
+        return (self._directory / "pid").stat().st_mtime_ns // 1000
+
+    async def _greet(self, undo: AsyncExitStack) -> None:
+        """Wait for QEMU's greeting, or for its end and the reason it gave."""
+        assert self._process is not None
+        assert self._errors is not None
+        undo.push_async_callback(self._qmp.close)
+        greeting = asyncio.create_task(self._qmp.connect(self._directory / "qmp"))
+        ended = asyncio.create_task(self._process.ended.wait())
+        try:
+            await asyncio.wait((greeting, ended), return_when=asyncio.FIRST_COMPLETED)
+            if greeting.done() and not greeting.exception():
+                return
+            await ended
+        finally:
+            greeting.cancel()
+            ended.cancel()
+        await self._errors.finish()
+        words = [LAST_WORDS_OF.sub("", line) for line in self._errors.tail if line.strip()]
+        raise StartFailed(f"QEMU refused: {words[-1]}" if words else "QEMU ended at once and gave no reason")
+
+    async def _connect(self, nic: Nic) -> None:
+        """Claim the addresses on the LAN, once nobody else turns out to have them."""
+        await self._host.lan.check(nic)
+        try:
+            await self._host.lan.ready(nic.tap)
+        except Unavailable:
+            if nic.uplink:
+                raise  # a default route may still come, a name that was typed wrong does not
+
+    async def _register(self) -> None:
+        indexes = [self._host.lan.status(nic.tap).index for nic in self.guest.nics]
+        with contextlib.suppress(KvmdError):  # machined only shows the guest
+            await self._host.systemd.register_machine(
+                self.guest.name, self.guest.uuid.bytes, self.pid, [index for index in indexes if index]
+            )
+
+    # end
+
+    async def _watch(self) -> None:
+        assert self._process
+        await self._process.ended.wait()
+        await self._qmp.drain()
+        state, result = self._verdict()
+        try:
+            await self._undo.aclose()
+        except (KvmdError, OSError) as error:
+            self._say(Event.FAILED, f"Guest {self.guest.name} left something over: {error}", LOG_WARNING)
+        if state is State.STOPPED:
+            self._say(Event.STOPPED, f"Guest {self.guest.name} is off ({result})")
+        else:
+            self._say(Event.FAILED, f"Guest {self.guest.name} failed: {RESULTS[result]}", LOG_ERR)
+        self._close(state, result)
+
+    def _verdict(self) -> tuple[State, str]:
+        """By the last SHUTDOWN event (qapi/run-state.json); a QEMU that was killed or crashed sends none."""
+        if self._timed_out:
+            return State.STOPPED, "timeout"
+        if self._end == "guest-panic":
+            return State.FAILED, "guest-panic"
+        if not self._end:
+            return State.FAILED, "crashed"
+        return State.STOPPED, "success"
+
+    def _close(self, state: State, result: str) -> None:
+        self.result = result
+        self.closed.set()
+        self.state = state
+
+    def _on_event(self, event: str, data: dict[str, Any]) -> None:
+        match event:
+            case "SHUTDOWN":
+                self._end = data["reason"]
+            case "STOP" if self.state is State.RUNNING:
+                self.state = State.PAUSED
+            case "RESUME" if self.state is State.PAUSED:
+                self.state = State.RUNNING
+
+    async def stop(self) -> None:
+        """Press the power button until it is heard, cut the power after ``stop_timeout``; returns once all is gone."""
+        self.state = State.STOPPING
+        deadline = time.monotonic() + self.guest.stop_timeout
+        while not self.closed.is_set() and (left := deadline - time.monotonic()) > 0:
+            # Pressed before the guest's ACPI driver is up it is lost for ever: press again.
+            with contextlib.suppress(QmpError):
+                await self._qmp.execute("cont")
+                await self._qmp.execute("system_powerdown")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.closed.wait(), min(POWER_BUTTON_INTERVAL, left))
+        if not self.closed.is_set():
+            self._timed_out = True
+            seconds = f"{self.guest.stop_timeout:g} s"
+            self._say(
+                Event.FAILED,
+                f"Guest {self.guest.name} did not power off within {seconds}: cutting its power",
+                LOG_WARNING,
+            )
+            await self.terminate()
+
+    async def terminate(self) -> None:
+        """Cut the power; returns once all is gone."""
+        self.state = State.STOPPING
+        with contextlib.suppress(QmpError, TimeoutError):
+            async with asyncio.timeout(QUIT_TIMEOUT):
+                await self._qmp.execute("quit")
+                await self.closed.wait()
+        if not self.closed.is_set() and self._process:
+            self._end = self._end or "killed"
+            self._process.signal(signal.SIGKILL)
+            await self.closed.wait()
+
+    async def _kill(self) -> None:
+        assert self._process
+        self._process.signal(signal.SIGKILL)
+        await self._process.ended.wait()
+
+    # steer
+
+    async def press_power_button(self) -> None:
+        await self._qmp.execute("system_powerdown")
+
+    async def reset(self) -> None:
+        await self._qmp.execute("system_reset")
+
+    async def pause(self) -> None:
+        await self._qmp.execute("stop")
+
+    async def resume(self) -> None:
+        await self._qmp.execute("cont")
+
+    def _say(self, event: Event, message: str, priority: int = LOG_INFO) -> None:
+        self._host.journal.say(event, message, self.guest.name, priority)

@@ -1,0 +1,342 @@
+"""All guests: read their files, start and stop them by name, adopt those that run, and tell the bus what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dbus_next.signature import Variant
+from systemd.journal import LOG_ERR
+
+from . import __version__, accelerator, guestfile
+from .accelerator import Kvm
+from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
+from .guest import Guest
+from .journal import Event, Journal, synchronize
+from .lan import Lan, NicStatus
+from .machine import RUNTIME, SNAPSHOT, Host, Machine, State
+from .scope import guest_name
+from .sysbus import BusError
+from .systemd import Systemd
+
+CONFIGURATION = Path("/etc/kvmd")
+DEFAULTS = "kvmd.conf"
+
+
+@dataclass
+class Known:
+    """A guest the manager knows of: from its file, from a running QEMU, or both."""
+
+    name: str
+    guest: Guest | None = None
+    snapshot: dict[str, bytes] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    run: Machine | None = None
+    starting: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        return self.run.state if self.run else State.STOPPED
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a QEMU, or about to be."""
+        return self.run is not None and not self.run.closed.is_set()
+
+
+class Manager:
+    """``changed`` is called with a guest's name, or with None for what concerns the manager itself."""
+
+    def __init__(self, systemd: Systemd, journal: Journal) -> None:
+        self._systemd = systemd
+        self._journal = journal
+        self._known: dict[str, Known] = {}
+        self._problems: list[Problem] = []
+        self._ids = guestfile.HostIds("")
+        self._kvm = Kvm("not looked at yet")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.changed: Callable[[str | None], None] = lambda name: None
+
+    # what there is
+
+    def properties(self) -> dict[str, object]:
+        """org.kvmd1.Manager."""
+        return {
+            "Version": __version__,
+            "Accelerator": "kvm" if self._kvm.usable else "tcg",
+            "Problems": [str(problem) for problem in self._problems],
+        }
+
+    def states(self) -> list[tuple[str, str]]:
+        return [(known.name, known.state.value) for known in self._listed()]
+
+    def _listed(self) -> Iterator[Known]:
+        """What the bus shows: guests with a usable file, and those that run."""
+        return (known for _, known in sorted(self._known.items()) if known.guest or known.run)
+
+    def guest_properties(self, name: str) -> dict[str, object]:
+        """org.kvmd1.Guest. Raises ``NoSuchGuest``, or ``InvalidConfiguration`` with all that is wrong in its file."""
+        known = self._get(name)
+        run = known.run if known.on else None
+        guest = run.guest if run else known.guest
+        if guest is None:
+            guest = known.run.guest if known.run else None
+        if guest is None:
+            raise InvalidConfiguration(known.problems)
+        return {
+            "Name": name,
+            "Description": guest.description,
+            "UUID": str(guest.uuid),
+            "State": known.state.value,
+            "Result": known.run.result if known.run else "success",
+            "Ready": known.state is State.RUNNING or known.state is State.PAUSED,
+            "Unit": guest.unit,
+            "PID": run.pid if run else 0,
+            "Accelerator": run.accelerator if run else "",
+            "ConfigFile": str(guest.file),
+            "NeedsRestart": run is not None and known.guest != run.guest,
+            "Autostart": known.guest.autostart if known.guest else False,
+            "StartTimestamp": run.started if run else 0,
+            "Networks": [self._network(nic.tap, nic.mac, [str(a) for a in nic.addresses]) for nic in guest.nics],
+            "SerialBytes": known.run.serial_bytes if known.run else 0,
+        }
+
+    def _network(self, tap: str, mac: str, addresses: list[str]) -> dict[str, Variant]:
+        status = self._host.lan.status(tap)
+        values = {"tap": tap, "uplink": status.uplink, "mac": mac, "state": status.state}
+        return {
+            **{key: Variant("s", value) for key, value in values.items()},
+            "ifindex": Variant("u", status.index),
+            "addresses": Variant("as", addresses),
+        }
+
+    def report_network(self, tap: str, sentence: str, priority: int) -> None:
+        """What ``Lan`` has to say to a person."""
+        self._journal.say(Event.NETWORK, sentence, self._guest_of(tap), priority)
+
+    def network_changed(self, status: NicStatus) -> None:
+        if name := self._guest_of(status.tap):
+            self.changed(name)
+
+    def _guest_of(self, tap: str) -> str | None:
+        for known in self._known.values():
+            guest = known.run.guest if known.on and known.run else known.guest
+            if guest and any(nic.tap == tap for nic in guest.nics):
+                return known.name
+        return None
+
+    def _get(self, name: str) -> Known:
+        known = self._known.get(name)
+        if known is None:
+            raise NoSuchGuest(f"there is no guest {name} (it would be {CONFIGURATION / name}.toml)")
+        return known
+
+    def running(self, name: str) -> Machine:
+        """The guest's machine. Raises ``NoSuchGuest``, ``NotRunning`` or, while it starts, ``Busy``."""
+        known = self._get(name)
+        if not known.on or known.run is None:
+            raise NotRunning(f"guest {name} is not running")
+        if known.state is State.STARTING:
+            raise Busy(f"guest {name} is just being started")
+        return known.run
+
+    def by_pid(self, pid: int) -> str:
+        for known in self._known.values():
+            if pid and known.on and known.run and known.run.pid == pid:
+                return known.name
+        raise NoSuchGuest(f"no guest has the process {pid}")
+
+    # start and stop
+
+    async def start(self, name: str) -> None:
+        """Start a guest, and its unit with it; returns once it runs. Starting a running guest is no error."""
+        known = self._get(name)
+        if known.on and known.state in (State.RUNNING, State.PAUSED):
+            return
+        if known.run:  # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
+            await self._systemd.settled(f"kvmd@{name}.service")
+        task = self._starting(known)
+        # The unit's own LaunchUnit joins this very start, whichever of the two comes first.
+        job = asyncio.create_task(self._start_unit(f"kvmd@{name}.service"))
+        try:
+            await asyncio.gather(asyncio.shield(task), job, return_exceptions=True)
+        finally:
+            if known.starting is task:
+                known.starting = None
+        task.result()
+        if (result := job.result()) != "done":
+            if known.on and known.run:
+                await known.run.terminate()
+            raise StartFailed(f"systemd did not start kvmd@{name}.service (job {result}; see systemctl status)")
+
+    async def _start_unit(self, unit: str) -> str:
+        try:
+            return await self._systemd.start_unit(unit)
+        except BusError as error:
+            return str(error)
+
+    async def launch_unit(self, name: str) -> None:
+        """kvmd@NAME.service starts: the guest runs when this returns."""
+        known = self._get(name)
+        if known.on and known.state in (State.RUNNING, State.PAUSED):
+            return
+        alone = known.starting is None
+        task = self._starting(known)
+        try:
+            await asyncio.shield(task)
+        finally:
+            if alone and known.starting is task:
+                known.starting = None
+        if not await self._systemd.wanted(f"kvmd@{name}.service") and known.on and known.run:
+            await known.run.terminate()  # stopped while it was starting
+
+    def _starting(self, known: Known) -> asyncio.Task[None]:
+        """The start in progress, or a new one."""
+        if known.starting:
+            return known.starting
+        if known.state is State.STOPPING:
+            raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
+        if known.guest is None:
+            raise InvalidConfiguration(known.problems)
+        known.starting = task = asyncio.create_task(self._start(known, known.guest), name=f"start {known.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _start(self, known: Known, guest: Guest) -> None:
+        if guest.accelerator != "tcg" and not self._kvm.usable:
+            await self._look_for_kvm()
+        known.run = Machine(guest, known.snapshot, self._host, lambda: self.changed(known.name))
+        self.changed(known.name)
+        self._declare()
+        try:
+            await known.run.start(self._kvm)
+        finally:
+            self.changed(known.name)
+
+    async def stop(self, name: str) -> None:
+        """Stop a guest through its unit, so that systemd knows that it was asked for; returns once it is off."""
+        known = self._get(name)
+        with contextlib.suppress(BusError):
+            await self._systemd.stop_unit(f"kvmd@{name}.service")
+        await self._halt(known)
+
+    async def halt_unit(self, name: str) -> None:
+        """kvmd@NAME.service stops: the guest is off when this returns."""
+        await self._halt(self._get(name))
+
+    async def _halt(self, known: Known) -> None:
+        if known.starting:
+            await asyncio.wait((known.starting,))
+        if known.run and known.on:
+            await known.run.stop()
+
+    async def restart(self, name: str) -> None:
+        """Stop, with the next start as systemd's very next job."""
+        known = self._get(name)
+        if not known.on:
+            await self.start(name)
+            return
+        if known.guest is None:
+            raise InvalidConfiguration(known.problems)
+        result = await self._systemd.restart_unit(f"kvmd@{name}.service")
+        if result != "done":
+            reason = known.run.failure if known.run else ""
+            raise StartFailed(reason or f"systemd did not restart kvmd@{name}.service (job {result})")
+
+    # files
+
+    def reload(self) -> None:
+        """Read the guest files again; what runs stays as it was started."""
+        problems: list[Problem] = []
+        defaults: Mapping[str, Any] = {}
+        defaults_source = b""
+        with contextlib.suppress(FileNotFoundError):
+            defaults_source = (CONFIGURATION / DEFAULTS).read_bytes()
+        try:
+            defaults = guestfile.parse_defaults(defaults_source, CONFIGURATION / DEFAULTS)
+        except InvalidConfiguration as error:
+            problems += error.problems
+        for known in self._known.values():
+            known.guest, known.problems = None, []
+        files = {}
+        for path in sorted(CONFIGURATION.glob("*.toml")):
+            known = self._known.setdefault(path.stem, Known(path.stem))
+            try:
+                source = path.read_bytes()
+                files[path.stem] = guestfile.parse(source, path, self._ids, defaults)
+                known.guest = files[path.stem].guest
+                known.snapshot = {SNAPSHOT: source, DEFAULTS: defaults_source}
+            except OSError as error:
+                known.problems = [Problem(str(path), 1, "", f"cannot be read: {error.strerror}")]
+            except InvalidConfiguration as error:
+                known.problems = error.problems
+            problems += known.problems
+        for problem in guestfile.conflicts(files.values()):
+            known = self._known[Path(problem.file).stem]
+            known.guest, known.problems = None, [*known.problems, problem]
+            problems.append(problem)
+        for problem in sorted(set(problems) - set(self._problems)):
+            self._journal.say(Event.FILE, str(problem), Path(problem.file).stem, LOG_ERR)
+        self._problems = sorted(problems)
+        names = list(self._known)
+        self._known = {name: known for name, known in self._known.items() if known.guest or known.problems or known.on}
+        self._declare()
+        for name in (*names, None):
+            self.changed(name)
+
+    def _declare(self) -> None:
+        """Tell the network which taps to expect: those of running guests as they were started, else as in the files."""
+        guests = (known.run.guest if known.on and known.run else known.guest for known in self._known.values())
+        self._host.lan.declare(nic for guest in guests if guest for nic in guest.nics)
+
+    async def begin(self, lan: Lan) -> None:
+        """Read the files and adopt what an earlier daemon left running. Raises ``KvmdError``."""
+        try:
+            machine_id = Path("/etc/machine-id").read_text().strip()
+        except OSError as error:
+            raise Unavailable(f"cannot read /etc/machine-id: {error.strerror}") from error
+        self._ids = guestfile.HostIds(machine_id)
+        self._host = Host(lan, self._systemd, self._journal)
+        self.reload()
+        await synchronize()
+        running = {guest_name(unit) for unit in await self._systemd.scopes("kvmd-*.scope")}
+        for directory in RUNTIME.iterdir() if RUNTIME.is_dir() else ():
+            if directory.name in running:
+                await self._adopt(directory)
+            elif directory.is_dir():
+                shutil.rmtree(directory, ignore_errors=True)
+        self._declare()
+        await self._look_for_kvm()
+
+    async def _adopt(self, directory: Path) -> None:
+        name = directory.name
+        try:
+            snapshot = {part: (directory / part).read_bytes() for part in (SNAPSHOT, DEFAULTS)}
+            defaults = guestfile.parse_defaults(snapshot[DEFAULTS], CONFIGURATION / DEFAULTS)
+            file = CONFIGURATION / f"{name}.toml"
+            guest = guestfile.parse(snapshot[SNAPSHOT], file, self._ids, defaults).guest
+            machine = Machine(guest, snapshot, self._host, lambda: self.changed(name))
+            known = self._known.setdefault(name, Known(name))
+            known.run = machine
+            self._declare()
+            await machine.adopt()
+        except (KvmdError, OSError) as error:
+            message = f"Guest {name} runs, but cannot be taken over: {error} (systemctl kill kvmd@{name} ends it)"
+            self._journal.say(Event.FAILED, message, name, LOG_ERR)
+
+    async def _look_for_kvm(self) -> None:
+        """Probe KVM, loading its module where that may help."""
+        kvm = await asyncio.to_thread(accelerator.probe)
+        if kvm.module:
+            with contextlib.suppress(BusError):
+                await self._systemd.start_unit(f"modprobe@{kvm.module}.service")
+            kvm = await asyncio.to_thread(accelerator.probe)
+        if kvm != self._kvm:
+            self._kvm = kvm
+            self.changed(None)
