@@ -1,0 +1,345 @@
+"""The D-Bus objects: dispatch → authorise → one manager call → reply. Driven by the interface XML of ``dbus/``."""
+
+from __future__ import annotations
+
+import asyncio
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dbus_next.message import Message
+from dbus_next.signature import Variant
+
+from .errors import AccessDenied, KvmdError, NoSuchGuest
+from .journal import log
+from .manager import Manager
+from .scope import escape
+from .sysbus import BusError, SystemBus
+
+NAME = "org.kvmd1"
+ROOT = "/org/kvmd1"
+GUESTS = "/org/kvmd1/guest"
+STANDARD = "org.freedesktop.DBus."
+
+# Whoever may talk to the bus may read; every other method asks who is calling.
+OPEN = {"GetGuest", "GetGuestByPID", "ListGuests"}
+
+STANDARD_XML = """
+<node>
+  <interface name="org.freedesktop.DBus.Introspectable">
+    <method name="Introspect"><arg name="xml" type="s" direction="out"/></method>
+  </interface>
+  <interface name="org.freedesktop.DBus.Properties">
+    <method name="Get">
+      <arg name="interface" type="s" direction="in"/><arg name="property" type="s" direction="in"/>
+      <arg name="value" type="v" direction="out"/>
+    </method>
+    <method name="GetAll">
+      <arg name="interface" type="s" direction="in"/><arg name="properties" type="a{sv}" direction="out"/>
+    </method>
+    <method name="Set">
+      <arg name="interface" type="s" direction="in"/><arg name="property" type="s" direction="in"/>
+      <arg name="value" type="v" direction="in"/>
+    </method>
+    <signal name="PropertiesChanged">
+      <arg name="interface" type="s"/><arg name="changed" type="a{sv}"/><arg name="invalidated" type="as"/>
+    </signal>
+  </interface>
+</node>
+"""
+OBJECT_MANAGER_XML = """
+<node>
+  <interface name="org.freedesktop.DBus.ObjectManager">
+    <method name="GetManagedObjects"><arg name="objects" type="a{oa{sa{sv}}}" direction="out"/></method>
+    <signal name="InterfacesAdded">
+      <arg name="object" type="o"/><arg name="interfaces" type="a{sa{sv}}"/>
+    </signal>
+    <signal name="InterfacesRemoved"><arg name="object" type="o"/><arg name="interfaces" type="as"/></signal>
+  </interface>
+</node>
+"""
+
+
+class ProtocolError(KvmdError):
+    """A call that no object of ours understands; ``kind`` is the last part of its org.freedesktop.DBus.Error name."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        self.dbus_name = f"org.freedesktop.DBus.Error.{kind}"
+        super().__init__(text)
+
+
+class Interface:
+    """One interface as its XML states it: signatures of methods, properties and signals."""
+
+    def __init__(self, element: ElementTree.Element) -> None:
+        self.element = element
+        self.name = element.attrib["name"]
+        self.methods = {
+            method.attrib["name"]: (self._signature(method, "in"), self._signature(method, "out"))
+            for method in element.iter("method")
+        }
+        self.signals = {signal.attrib["name"]: self._signature(signal, None) for signal in element.iter("signal")}
+        self.properties = {prop.attrib["name"]: prop.attrib["type"] for prop in element.iter("property")}
+        self.silent = {
+            prop.attrib["name"]
+            for prop in element.iter("property")
+            for annotation in prop.iter("annotation")
+            if annotation.attrib["value"] in ("const", "false")
+        }
+
+    @staticmethod
+    def _signature(element: ElementTree.Element, direction: str | None) -> str:
+        args = (arg for arg in element.iter("arg") if arg.attrib.get("direction") == direction)
+        return "".join(arg.attrib["type"] for arg in args)
+
+    @classmethod
+    def parse(cls, text: str) -> list[Interface]:
+        return [cls(element) for element in ElementTree.fromstring(text).iter("interface")]
+
+    @classmethod
+    def load(cls, name: str) -> Interface:
+        """From where the package installs it, or from the checkout."""
+        installed = Path("/usr/share/dbus-1/interfaces")
+        checkout = Path(__file__).parent.parent / "dbus"
+        directory = checkout if checkout.is_dir() else installed
+        return cls.parse((directory / f"{name}.xml").read_text())[0]
+
+    def variants(self, values: Mapping[str, object]) -> dict[str, Variant]:
+        return {name: Variant(self.properties[name], value) for name, value in values.items()}
+
+
+class Exported(Protocol):
+    """What stands behind an object path: its D-Bus methods by name, and its properties."""
+
+    def properties(self) -> dict[str, object]: ...
+
+
+class ManagerObject:
+    """org.kvmd1.Manager."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def properties(self) -> dict[str, object]:
+        return self._manager.properties()
+
+    async def StartGuest(self, name: str) -> str:
+        await self._manager.start(name)
+        return guest_path(name)
+
+    async def StopGuest(self, name: str) -> None:
+        await self._manager.stop(name)
+
+    async def RestartGuest(self, name: str) -> None:
+        await self._manager.restart(name)
+
+    async def GetGuest(self, name: str) -> str:
+        self._manager.guest_properties(name)
+        return guest_path(name)
+
+    async def GetGuestByPID(self, pid: int) -> str:
+        return guest_path(self._manager.by_pid(pid))
+
+    async def ListGuests(self) -> list[list[str]]:
+        return [[name, state, guest_path(name)] for name, state in self._manager.states()]
+
+    async def Reload(self) -> None:
+        self._manager.reload()
+
+    async def LaunchUnit(self, name: str) -> None:
+        await self._manager.launch_unit(name)
+
+    async def HaltUnit(self, name: str) -> None:
+        await self._manager.halt_unit(name)
+
+
+class GuestObject:
+    """org.kvmd1.Guest."""
+
+    def __init__(self, manager: Manager, name: str) -> None:
+        self._manager = manager
+        self._name = name
+
+    def properties(self) -> dict[str, object]:
+        return self._manager.guest_properties(self._name)
+
+    async def Start(self) -> None:
+        await self._manager.start(self._name)
+
+    async def Stop(self) -> None:
+        await self._manager.stop(self._name)
+
+    async def Restart(self) -> None:
+        await self._manager.restart(self._name)
+
+    async def Terminate(self) -> None:
+        await self._manager.running(self._name).terminate()
+
+    async def Shutdown(self) -> None:
+        await self._manager.running(self._name).press_power_button()
+
+    async def Reset(self) -> None:
+        await self._manager.running(self._name).reset()
+
+    async def Pause(self) -> None:
+        await self._manager.running(self._name).pause()
+
+    async def Resume(self) -> None:
+        await self._manager.running(self._name).resume()
+
+
+def guest_path(name: str) -> str:
+    return f"{GUESTS}/{escape(name)}"
+
+
+class Service:
+    """Everything kvmd shows on the bus; ``refresh`` publishes what has changed in the manager."""
+
+    def __init__(self, bus: SystemBus, manager: Manager) -> None:
+        self._bus = bus
+        self._manager = manager
+        self._manager_interface = Interface.load("org.kvmd1.Manager")
+        self._guest_interface = Interface.load("org.kvmd1.Guest")
+        self._standard = Interface.parse(STANDARD_XML)
+        self._object_manager = Interface.parse(OBJECT_MANAGER_XML)
+        self._objects: dict[str, tuple[Interface, Exported]] = {ROOT: (self._manager_interface, ManagerObject(manager))}
+        self._published: dict[str, dict[str, object]] = {ROOT: manager.properties()}
+        self._tasks: set[asyncio.Task[None]] = set()
+        for name, _ in manager.states():
+            self._add(name)
+        bus.serve(self._dispatch)
+
+    def refresh(self, name: str | None) -> None:
+        """The manager's news: of one guest, or of the manager itself."""
+        if name is None:
+            self._emit_changes(ROOT)
+            return
+        path = guest_path(name)
+        known = name in dict(self._manager.states())
+        if known and path not in self._objects:
+            self._add(name)
+            added = {self._guest_interface.name: self._guest_interface.variants(self._published[path])}
+            self._signal(ROOT, self._object_manager[0], "InterfacesAdded", path, added)
+            self._signal(ROOT, self._manager_interface, "GuestNew", name, path)
+        elif not known and path in self._objects:
+            del self._objects[path], self._published[path]
+            self._signal(ROOT, self._object_manager[0], "InterfacesRemoved", path, [self._guest_interface.name])
+            self._signal(ROOT, self._manager_interface, "GuestRemoved", name, path)
+        elif known:
+            self._emit_changes(path)
+
+    def _add(self, name: str) -> None:
+        path = guest_path(name)
+        guest = GuestObject(self._manager, name)
+        self._objects[path] = (self._guest_interface, guest)
+        self._published[path] = guest.properties()
+
+    def _emit_changes(self, path: str) -> None:
+        interface, exported = self._objects[path]
+        before, now = self._published[path], exported.properties()
+        self._published[path] = now
+        changed = {key: value for key, value in now.items() if key not in interface.silent and before[key] != value}
+        if changed:
+            self._signal(path, self._standard[1], "PropertiesChanged", interface.name, interface.variants(changed), [])
+
+    def _signal(self, path: str, interface: Interface, member: str, *body: object) -> None:
+        signature = interface.signals[member]
+        self._bus.send(Message.new_signal(path, interface.name, member, signature, list(body)))
+
+    def _dispatch(self, message: Message) -> bool:
+        if message.interface == STANDARD + "Peer":
+            return False  # dbus-next answers
+        task = asyncio.create_task(self._answer(message), name=f"{message.member} from {message.sender}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _answer(self, message: Message) -> None:
+        try:
+            signature, values = await self._run(message)
+            reply = Message.new_method_return(message, signature, values)
+            self._bus.send(reply)
+        except KvmdError as error:
+            name = error.name if isinstance(error, BusError) else error.dbus_name
+            self._bus.send(Message.new_error(message, name, str(error)))
+        except Exception as error:  # noqa: BLE001 - a defect of ours: a line for us, a sentence for the caller
+            where = error.__traceback__
+            while where and where.tb_next:
+                where = where.tb_next
+            place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
+            log.error("internal error in %s: %s: %s (%s)", message.member, type(error).__name__, error, place)
+            text = f"internal error in {message.member} (see journalctl -u kvmd)"
+            self._bus.send(Message.new_error(message, "org.kvmd1.Error.Internal", text))
+
+    async def _run(self, message: Message) -> tuple[str, list[Any]]:
+        if message.member == "Introspect" and message.interface in (None, STANDARD + "Introspectable"):
+            return "s", [self._introspect(message.path)]
+        if message.path not in self._objects:
+            if message.path.startswith(GUESTS + "/"):
+                raise NoSuchGuest(f"there is no guest at {message.path} (org.kvmd1.Manager.ListGuests lists them)")
+            raise ProtocolError("UnknownObject", f"there is no object {message.path}")
+        interface, exported = self._objects[message.path]
+        if message.path == ROOT and message.interface == STANDARD + "ObjectManager":
+            return self._find(self._object_manager[0], message), [self._managed()]
+        if message.interface == STANDARD + "Properties":
+            return self._find(self._standard[1], message), self._property(interface, exported, message)
+        if message.interface not in (None, interface.name):
+            raise ProtocolError("UnknownInterface", f"{message.path} has no interface {message.interface}")
+        signature = self._find(interface, message)
+        if message.member not in OPEN:
+            await self._authorise(message)
+        result = await getattr(exported, message.member)(*message.body)
+        return signature, [] if signature == "" else [result]
+
+    @staticmethod
+    def _find(interface: Interface, message: Message) -> str:
+        """The out signature of the method called."""
+        if message.member not in interface.methods:
+            raise ProtocolError("UnknownMethod", f"{interface.name} has no method {message.member}")
+        wanted, answers = interface.methods[message.member]
+        if message.signature != wanted:
+            raise ProtocolError("InvalidArgs", f"{message.member} takes {wanted or 'nothing'}, not {message.signature}")
+        return answers
+
+    async def _authorise(self, message: Message) -> None:
+        """Root may; an unknown sender may not."""
+        try:
+            uid = await self._bus.uid(message.sender)
+        except BusError as error:
+            raise AccessDenied(f"{message.member} refused: the caller has left the bus") from error
+        if uid != 0:
+            raise AccessDenied(f"{message.member} is for root only (try sudo)")
+
+    def _property(self, interface: Interface, exported: Exported, message: Message) -> list[Any]:
+        if message.body[0] not in (interface.name, ""):
+            if message.member == "GetAll" and message.body[0].startswith(STANDARD):
+                return [{}]
+            raise ProtocolError("UnknownInterface", f"{message.path} has no interface {message.body[0]}")
+        values = interface.variants(exported.properties())
+        if message.member == "GetAll":
+            return [values]
+        if message.body[1] not in values:
+            raise ProtocolError("UnknownProperty", f"{interface.name} has no property {message.body[1]}")
+        if message.member == "Set":
+            raise ProtocolError("PropertyReadOnly", f"{message.body[1]} is read-only (edit the guest's file)")
+        return [values[message.body[1]]]
+
+    def _managed(self) -> dict[str, dict[str, dict[str, Variant]]]:
+        return {
+            path: {interface.name: interface.variants(exported.properties())}
+            for path, (interface, exported) in self._objects.items()
+            if path != ROOT
+        }
+
+    def _introspect(self, path: str) -> str:
+        node = ElementTree.Element("node")
+        if path in self._objects:
+            interface, _ = self._objects[path]
+            extra = self._object_manager if path == ROOT else []
+            node.extend(known.element for known in [*self._standard, *extra, interface])
+        below = "/" if path == "/" else path + "/"
+        children = {other[len(below) :].split("/")[0] for other in self._objects if other.startswith(below)}
+        for child in sorted(children):
+            ElementTree.SubElement(node, "node", name=child)
+        return ElementTree.tostring(node, encoding="unicode")
