@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -13,7 +14,21 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 BootDevice = Literal["disk", "cdrom", "network"]
 
+Board = Literal["q35", "pc", "microvm"]
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+# The words a guest file may use; ``qemu`` knows a device for each.
+FORMATS = ("qcow2", "raw", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc")
+BACKED_FORMATS = ("qcow2", "qcow", "qed", "vmdk")
+BUSES = ("virtio", "sata", "ide", "scsi", "nvme")
+BOARD_BUSES: Mapping[Board, tuple[str, ...]] = {
+    "q35": ("virtio", "sata", "scsi", "nvme"),
+    "pc": ("virtio", "ide", "sata", "scsi", "nvme"),
+    "microvm": ("virtio", "scsi"),
+}
+CD_BUS: Mapping[Board, str] = {"q35": "sata", "pc": "ide", "microvm": "scsi"}
+MODELS = ("virtio", "e1000", "e1000e", "rtl8139", "pcnet", "ne2k_pci", "i82551", "i82559er", "tulip", "vmxnet3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +121,11 @@ class Guest:
     qemu_args: tuple[str, ...] = ()
 
     @property
+    def board(self) -> Board:
+        """What kind of mainboard the machine is: which buses there are and where the drives go."""
+        return board(self.machine)
+
+    @property
     def unit(self) -> str:
         """The service a person handles."""
         return f"kvmd@{self.name}.service"
@@ -114,3 +134,10 @@ class Guest:
     def scope(self) -> str:
         """The transient scope that holds QEMU."""
         return f"kvmd-{self.name}.scope"
+
+
+def board(machine: str) -> Board:
+    """The kind of a QEMU machine; what is not known is taken for an old PC."""
+    if machine == "microvm":
+        return "microvm"
+    return "q35" if "q35" in machine else "pc"
