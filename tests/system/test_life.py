@@ -1,0 +1,192 @@
+"""The life of a guest: start, stop, all the ways it ends, and what a person is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .guests import Guests
+
+
+def test_file_becomes_a_guest_on_the_lan(guests: Guests) -> None:
+    guests.linux("web", last=42, top='description = "web server"')
+    guests.start("web")
+    host, lan = guests.host, guests.host.lan
+    proxies = json.loads(host.run("ip", "-j", "neigh", "show", "proxy").stdout)
+    proxies += json.loads(host.run("ip", "-j", "-6", "neigh", "show", "proxy").stdout)
+    assert {(entry["dst"], entry["dev"]) for entry in proxies} >= {("192.0.2.42", "eth0"), ("2001:db8:1::42", "eth0")}
+    for neighbour in ("alice", "bob"):
+        for address in ("192.0.2.42", "2001:db8:1::42"):
+            host.run("ping", "-n", "-c", "1", "-W", "3", address, netns=neighbour)
+    lan.neighbour("carol", "192.0.2.33", "2001:db8:1::33")  # the host has never talked to carol
+    for address in ("192.0.2.33", "2001:db8:1::33", "192.0.2.10", "2001:db8:1::10", "198.51.100.1", "2001:db8:ffff::1"):
+        assert guests.type("web", f"ping {address}", "^guest: ping").get("MESSAGE") == f"guest: ping {address} ok"
+    status = guests.status("web")
+    assert "Active: active (running)" in status
+    assert "qemu-system-x86" in status
+    assert status.rstrip().endswith("guest: ping 2001:db8:ffff::1 ok")
+    listed = guests.call("ListGuests")[0]
+    assert ["web", "running", "/org/kvmd1/guest/web"] in listed
+    host.run("systemctl", "stop", "kvmd@web")
+    assert guests.get("web", "State") == "stopped"
+    assert guests.get("web", "Result") == "success"
+    assert guests.wait("web", "^guest: powering off")
+
+
+def test_qemu_is_alone_in_its_scope_unprivileged_and_sandboxed(guests: Guests) -> None:
+    guests.linux("cage")
+    guests.start("cage", ready=False)
+    pid = guests.get("cage", "PID")
+    status = dict(line.split(":\t", 1) for line in guests.host.read(f"/proc/{pid}/status").splitlines() if ":\t" in line)
+    uid = guests.host.run("id", "-u", "kvmd-qemu").stdout.strip()
+    assert status["Uid"].split() == [uid] * 4
+    assert status["Seccomp"] == "2"
+    assert int(status["CapEff"], 16) == 0
+    assert guests.host.read(f"/proc/{pid}/cgroup").splitlines()[-1].endswith("machine.slice/kvmd-cage.scope")
+    assert guests.host.show("kvmd@cage.service")["MainPID"] == str(pid)
+    assert guests.call("GetGuestByPID", "u", str(pid)) == ["/org/kvmd1/guest/cage"]
+    scope = guests.host.run("systemd-cgls", "--no-pager", "-l", "-u", "kvmd-cage.scope").stdout
+    assert scope.count("─") and str(pid) in scope
+
+
+def test_guest_powers_itself_off(guests: Guests) -> None:
+    guests.linux("self")
+    guests.start("self")
+    since = guests.host.cursor()
+    guests.type("self", "poweroff", "guest: powering off")
+    guests.host.wait_journal("KVMD_GUEST=self", message="Guest self is off", since=since)
+    guests.host.wait_journal("UNIT=kvmd@self.service", message="Deactivated successfully", since=since)
+    assert guests.active("self") == "inactive"
+    assert guests.get("self", "State") == "stopped"
+    assert guests.get("self", "PID") == 0
+
+
+@pytest.mark.complaints("Guest victim failed")
+def test_qemu_killed(guests: Guests) -> None:
+    guests.linux("victim", last=43)
+    guests.start("victim")
+    since = guests.host.cursor()
+    guests.host.run("kill", "-9", str(guests.get("victim", "PID")))
+    guests.host.wait_journal("KVMD_GUEST=victim", message="Guest victim failed: QEMU was killed or crashed", since=since)
+    guests.host.wait_journal("UNIT=kvmd@victim.service", message="Failed with result 'signal'", since=since)
+    assert guests.active("victim") == "failed"
+    assert guests.get("victim", "State") == "failed"
+    assert guests.get("victim", "Result") == "crashed"
+    guests.start("victim")  # a failed guest starts again
+
+
+def test_guest_reboot_is_no_end(guests: Guests) -> None:
+    guests.linux("again")
+    guests.start("again")
+    pid, since = guests.get("again", "PID"), guests.host.cursor()
+    guests.type("again", "reboot", "guest: rebooting")
+    guests.wait("again", "guest: ready again", since)
+    assert guests.get("again", "PID") == pid
+
+
+@pytest.mark.complaints("bad.toml", "could not be started")
+def test_bad_file_touches_no_other_guest(guests: Guests) -> None:
+    guests.linux("good")
+    guests.write("bad", 'memory = "lots"\n\n[[network]]\naddress = ["192.0.2.300"]\ncolour = "red"\n')
+    problems = guests.host.run("busctl", "--json=short", "get-property", *("org.kvmd1", "/org/kvmd1"), "org.kvmd1.Manager", "Problems")
+    lines = json.loads(problems.stdout)["data"]
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["/etc/kvmd/bad.toml:1", "memory"],
+        ["/etc/kvmd/bad.toml:4", "network.address"],
+        ["/etc/kvmd/bad.toml:5", "network.colour"],
+    ]
+    check = guests.host.run("setpriv", "--reuid=65534", "kvmd", "--check", check=False)
+    assert (check.returncode, check.stdout.splitlines()) == (1, lines)
+    failed = guests.call("StartGuest", "s", "bad", check=False)
+    assert "/etc/kvmd/bad.toml:1: memory: " in failed.stderr
+    assert guests.host.run("systemctl", "start", "kvmd@bad", check=False).returncode == 1
+    assert "/etc/kvmd/bad.toml:1: memory: " in guests.status("bad")
+    guests.start("good")
+
+
+@pytest.mark.complaints("could not be started", "does not reach the LAN")
+@pytest.mark.parametrize(
+    ("name", "extra", "reason"),
+    [
+        ("nodisk", '[[disk]]\npath = "not-there.qcow2"\n', "there is no disk image /var/lib/kvmd/images/not-there.qcow2"),
+        ("badarg", '[qemu]\nargs = ["-no-such-option"]\n', "QEMU refused: -no-such-option: invalid option"),
+        ("nouplink", '[[network]]\nuplink = "eth7"\naddress = ["192.0.2.44"]\n', "eth7 does not exist"),
+    ],
+)
+def test_start_fails_with_the_reason(guests: Guests, name: str, extra: str, reason: str) -> None:
+    guests.linux(name, extra=extra)
+    done = guests.host.run("systemctl", "start", f"kvmd@{name}", check=False)
+    assert done.returncode == 1
+    assert guests.active(name) == "failed"
+    assert [line for line in guests.status(name).splitlines() if reason in line]
+    failed = guests.call("StartGuest", "s", name, check=False)
+    assert reason in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert guests.get(name, "State") == "failed"
+    assert guests.get(name, "Result") == "start-failed"
+
+
+def test_three_guests_in_any_order(guests: Guests) -> None:
+    addresses = {"one": 51, "two": 52, "three": 53}
+    for name, last in addresses.items():
+        guests.linux(name, last=last)
+    guests.start("three", "one", "two")
+    for name, last in addresses.items():
+        for address in (f"192.0.2.{last}", f"2001:db8:1::{last}"):
+            guests.host.run("ping", "-n", "-c", "1", "-W", "3", address, netns="alice")
+            assert guests.get(name, "Networks")[0]["addresses"]["data"][0] == f"192.0.2.{last}"
+        other = addresses["two" if name == "one" else "one"]
+        for address in (f"192.0.2.{other}", f"2001:db8:1::{other}"):
+            assert guests.type(name, f"ping {address}", "^guest: ping")["MESSAGE"].endswith("ok")
+    guests.host.run("systemctl", "stop", "kvmd@one", "kvmd@two", "kvmd@three")
+
+
+def test_disk_is_created_and_kept(guests: Guests) -> None:
+    disk = '[[disk]]\npath = "count.qcow2"\nsize = "16M"\n'
+    guests.linux("disk", cmdline="kvmd.disk=1", extra=disk)
+    guests.start("disk")
+    guests.wait("disk", "guest: disk boots=1 stops=0")
+    guests.host.run("systemctl", "restart", "kvmd@disk")
+    guests.wait("disk", "guest: disk boots=2 stops=1")
+    assert guests.host.run("stat", "-c", "%U %a", "/var/lib/kvmd/images/count.qcow2").stdout.split() == ["root", "600"]
+    guests.guest_off("disk")
+    guests.linux("disk", cmdline="kvmd.disk=1", extra='[[disk]]\npath = "overlay.qcow2"\nbase = "count.qcow2"\n')
+    guests.start("disk")
+    guests.wait("disk", "guest: disk boots=3 stops=1")
+    guests.guest_off("disk")
+    guests.host.run("rm", "/var/lib/kvmd/images/count.qcow2", "/var/lib/kvmd/images/overlay.qcow2")
+
+
+def test_pause_reset_restart_and_needs_restart(guests: Guests) -> None:
+    guests.linux("steer")
+    assert guests.call("StartGuest", "s", "steer") == ["/org/kvmd1/guest/steer"]
+    assert guests.active("steer") == "active"
+    guests.wait("steer", "guest: ready")
+    guests.guest("steer", "Pause")
+    assert guests.get("steer", "State") == "paused"
+    guests.guest("steer", "Resume")
+    assert guests.get("steer", "State") == "running"
+    since = guests.host.cursor()
+    guests.guest("steer", "Reset")
+    guests.wait("steer", "guest: ready", since)
+    assert guests.get("steer", "NeedsRestart") is False
+    guests.linux("steer", top="cpus = 2")
+    assert guests.get("steer", "NeedsRestart") is True
+    pid, since = guests.get("steer", "PID"), guests.host.cursor()
+    guests.call("RestartGuest", "s", "steer")
+    guests.wait("steer", "guest: ready", since)
+    assert guests.get("steer", "PID") != pid
+    assert guests.get("steer", "NeedsRestart") is False
+    guests.call("StopGuest", "s", "steer")
+    assert guests.active("steer") == "inactive"
+    refused = guests.guest("steer", "Pause", check=False)
+    assert "guest steer is not running" in refused.stderr
+
+
+@pytest.mark.complaints("noticed.toml")
+def test_a_changed_file_is_noticed(guests: Guests) -> None:
+    since = guests.host.cursor()
+    guests.names.add("noticed")
+    guests.host.write("/etc/kvmd/noticed.toml", 'memory = "64 pages"\n')
+    guests.host.wait_journal("KVMD_GUEST=noticed", message="noticed.toml:1: memory:", since=since)
