@@ -76,6 +76,7 @@ async def serve() -> None:
             raise Unavailable(f"cannot watch {CONFIGURATION}: {error.strerror}") from error
         await bus.own(NAME)
         daemon.notify("READY=1")
+        await manager.activate_units()
         watchdog = asyncio.create_task(feed_watchdog(), name="watchdog")
         lost = asyncio.create_task(bus.lost(), name="bus")
         stop = asyncio.create_task(terminated.wait(), name="SIGTERM")

@@ -9,7 +9,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from systemd import journal
+from .journal import newest_first
 
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 KVM_CREATE_VM = 0xAE01
@@ -85,7 +85,5 @@ def _absent() -> Kvm:
 
 def _firmware_complaint() -> str:
     """The kernel's line about the firmware, if it wrote one in this boot."""
-    with journal.Reader(journal.SYSTEM) as reader:
-        reader.this_boot()
-        reader.add_match(_TRANSPORT="kernel")
-        return next((e["MESSAGE"] for e in reader if "disabled by bios" in str(e["MESSAGE"]).lower()), "")
+    lines = (str(entry.get("MESSAGE", "")) for entry in newest_first(_TRANSPORT="kernel"))
+    return next((line for line in lines if "disabled by bios" in line.lower()), "")

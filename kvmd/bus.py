@@ -216,7 +216,7 @@ class Service:
             self._emit_changes(ROOT)
             return
         path = guest_path(name)
-        known = name in dict(self._manager.states())
+        known = self._manager.shows(name)
         if known and path not in self._objects:
             self._add(name)
             added = {self._guest_interface.name: self._guest_interface.variants(self._published[path])}

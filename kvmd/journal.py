@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
-
-from systemd import journal
+from syslog import LOG_INFO
+from typing import Any
 
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
@@ -95,7 +94,7 @@ class Journal:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def say(self, event: Event, message: str, guest: str | None = None, priority: int = journal.LOG_INFO) -> None:
+    def say(self, event: Event, message: str, guest: str | None = None, priority: int = LOG_INFO) -> None:
         """Something a person should know; kept back, up to a bound, while journald takes nothing."""
         fields = {
             "MESSAGE": message,
@@ -130,15 +129,14 @@ async def synchronize() -> None:
     await process.wait()
 
 
-def last(**matches: str) -> dict[str, object] | None:
-    """The newest entry with these fields. Blocks for some milliseconds."""
+def newest_first(**matches: str) -> Iterator[dict[str, Any]]:
+    """The entries of this boot with these fields. Each step blocks for about a millisecond."""
+    from systemd import journal  # the library is loaded only where the journal is read
+
     with journal.Reader(journal.LOCAL_ONLY) as reader:
+        reader.this_boot()
         for key, value in matches.items():
             reader.add_match(f"{key}={value}")
         reader.seek_tail()
-        return reader.get_previous() or None
-
-
-def under_systemd() -> bool:
-    """Whether stderr is connected to the journal (JOURNAL_STREAM, systemd.exec(5))."""
-    return "JOURNAL_STREAM" in os.environ
+        while entry := reader.get_previous():
+            yield entry

@@ -15,9 +15,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
 from typing import Any, Literal
-
-from systemd.journal import LOG_ERR, LOG_INFO, LOG_WARNING
 
 from . import images, qemu, scope
 from .accelerator import Kvm
@@ -119,14 +118,14 @@ class Machine:
         self._say(Event.STARTED, f"Guest {self.guest.name} is running ({self.accelerator}, PID {self.pid})")
 
     async def _start(self, undo: AsyncExitStack, kvm: Kvm) -> None:
-        self.accelerator = self._choose_accelerator(kvm)
+        self.accelerator = accelerator = self._choose_accelerator(kvm)
         user = User.find()
-        if self.accelerator == "kvm" and kvm.group is not None:
+        if accelerator == "kvm" and kvm.group is not None:
             user = replace(user, groups=(kvm.group,))
         self._make_directory(user)
         self._own_directory(undo)
         with Descriptors() as descriptors:
-            handles = await self._hand_over(descriptors, undo)
+            handles = await self._hand_over(accelerator, descriptors, undo)
             argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
             stderr = os.open(self._directory / "qemu.out", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             descriptors.numbers.append(stderr)
@@ -191,6 +190,7 @@ class Machine:
             self._directory.chmod(0o710)
             for name, content in self._snapshot.items():
                 (self._directory / name).write_bytes(content)
+            (self._directory / "stop_timeout").write_text(f"{self.guest.stop_timeout}\n")
             for name in ("serial.in", "serial.out", "qemu.out"):
                 make_fifo(self._directory / name, user.uid, user.gid)
         except OSError as error:
@@ -209,7 +209,9 @@ class Machine:
         undo.callback(process.close)
         undo.push_async_callback(self._kill)
 
-    async def _hand_over(self, descriptors: Descriptors, undo: AsyncExitStack) -> qemu.Handles:
+    async def _hand_over(
+        self, accelerator: Literal["kvm", "tcg"], descriptors: Descriptors, undo: AsyncExitStack
+    ) -> qemu.Handles:
         """Open as root all that QEMU needs."""
         guest, boot = self.guest, self.guest.boot
         chains = []
@@ -229,7 +231,7 @@ class Machine:
             undo.push_async_callback(self._close_tap, nic.tap, tap)
             taps.append((descriptors.lend(tap),))
         return qemu.Handles(
-            accelerator=self.accelerator,
+            accelerator=accelerator,
             qmp_fd=descriptors.take(self._listen("qmp")),
             spare_qmp_fd=descriptors.take(self._listen("qmp.spare")),
             serial=self._directory / "serial",
@@ -344,11 +346,12 @@ class Machine:
         deadline = time.monotonic() + self.guest.stop_timeout
         while not self.closed.is_set() and (left := deadline - time.monotonic()) > 0:
             # Pressed before the guest's ACPI driver is up it is lost for ever: press again.
-            with contextlib.suppress(QmpError):
-                await self._qmp.execute("cont")
-                await self._qmp.execute("system_powerdown")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.closed.wait(), min(POWER_BUTTON_INTERVAL, left))
+                async with asyncio.timeout(min(POWER_BUTTON_INTERVAL, left)):
+                    with contextlib.suppress(QmpError):
+                        await self._qmp.execute("cont")
+                        await self._qmp.execute("system_powerdown")
+                    await self.closed.wait()
         if not self.closed.is_set():
             self._timed_out = True
             seconds = f"{self.guest.stop_timeout:g} s"

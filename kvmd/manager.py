@@ -8,18 +8,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from syslog import LOG_ERR
 from typing import Any
 
 from dbus_next.signature import Variant
-from systemd.journal import LOG_ERR
 
 from . import __version__, accelerator, guestfile
 from .accelerator import Kvm
 from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
 from .guest import Guest
 from .journal import Event, Journal, synchronize
-from .lan import Lan, NicStatus
+from .lan import Lan
 from .machine import RUNTIME, SNAPSHOT, Host, Machine, State
+from .nicstatus import NicStatus
 from .scope import guest_name
 from .sysbus import BusError
 from .systemd import Systemd
@@ -77,15 +78,18 @@ class Manager:
 
     def _listed(self) -> Iterator[Known]:
         """What the bus shows: guests with a usable file, and those that run."""
-        return (known for _, known in sorted(self._known.items()) if known.guest or known.run)
+        return (known for _, known in sorted(self._known.items()) if known.guest or known.on)
+
+    def shows(self, name: str) -> bool:
+        """Whether the bus shows this guest."""
+        known = self._known.get(name)
+        return known is not None and (known.guest is not None or known.on)
 
     def guest_properties(self, name: str) -> dict[str, object]:
         """org.kvmd1.Guest. Raises ``NoSuchGuest``, or ``InvalidConfiguration`` with all that is wrong in its file."""
         known = self._get(name)
         run = known.run if known.on else None
         guest = run.guest if run else known.guest
-        if guest is None:
-            guest = known.run.guest if known.run else None
         if guest is None:
             raise InvalidConfiguration(known.problems)
         return {
@@ -192,7 +196,7 @@ class Manager:
         finally:
             if alone and known.starting is task:
                 known.starting = None
-        if not await self._systemd.wanted(f"kvmd@{name}.service") and known.on and known.run:
+        if known.run and await self._systemd.state(f"kvmd@{name}.service") not in ("activating", "active"):
             await known.run.terminate()  # stopped while it was starting
 
     def _starting(self, known: Known) -> asyncio.Task[None]:
@@ -253,6 +257,13 @@ class Manager:
 
     def reload(self) -> None:
         """Read the guest files again; what runs stays as it was started."""
+        names = self._read_files()
+        self._declare()
+        for name in (*names, None):
+            self.changed(name)
+
+    def _read_files(self) -> list[str]:
+        """The names of all guests that were known or are now."""
         problems: list[Problem] = []
         defaults: Mapping[str, Any] = {}
         defaults_source = b""
@@ -272,6 +283,8 @@ class Manager:
                 files[path.stem] = guestfile.parse(source, path, self._ids, defaults)
                 known.guest = files[path.stem].guest
                 known.snapshot = {SNAPSHOT: source, DEFAULTS: defaults_source}
+            except FileNotFoundError:  # removed just now
+                continue
             except OSError as error:
                 known.problems = [Problem(str(path), 1, "", f"cannot be read: {error.strerror}")]
             except InvalidConfiguration as error:
@@ -286,9 +299,7 @@ class Manager:
         self._problems = sorted(problems)
         names = list(self._known)
         self._known = {name: known for name, known in self._known.items() if known.guest or known.problems or known.on}
-        self._declare()
-        for name in (*names, None):
-            self.changed(name)
+        return names
 
     def _declare(self) -> None:
         """Tell the network which taps to expect: those of running guests as they were started, else as in the files."""
@@ -303,7 +314,7 @@ class Manager:
             raise Unavailable(f"cannot read /etc/machine-id: {error.strerror}") from error
         self._ids = guestfile.HostIds(machine_id)
         self._host = Host(lan, self._systemd, self._journal)
-        self.reload()
+        self._read_files()
         await synchronize()
         running = {guest_name(unit) for unit in await self._systemd.scopes("kvmd-*.scope")}
         for directory in RUNTIME.iterdir() if RUNTIME.is_dir() else ():
@@ -323,12 +334,20 @@ class Manager:
             guest = guestfile.parse(snapshot[SNAPSHOT], file, self._ids, defaults).guest
             machine = Machine(guest, snapshot, self._host, lambda: self.changed(name))
             known = self._known.setdefault(name, Known(name))
-            known.run = machine
-            self._declare()
             await machine.adopt()
+            known.run = machine
         except (KvmdError, OSError) as error:
-            message = f"Guest {name} runs, but cannot be taken over: {error} (systemctl kill kvmd@{name} ends it)"
+            # Its start was not finished when the daemon ended, or its files are gone: nothing can steer it.
+            message = f"Guest {name} could not be taken over, its power is cut: {error}"
             self._journal.say(Event.FAILED, message, name, LOG_ERR)
+            await self._systemd.kill(f"kvmd-{name}.scope")
+            shutil.rmtree(directory, ignore_errors=True)
+
+    async def activate_units(self) -> None:
+        """Make the units of adopted guests active where an interrupted start left them otherwise."""
+        for known in self._known.values():
+            if known.on and await self._systemd.state(f"kvmd@{known.name}.service") in ("inactive", "failed"):
+                await self._start_unit(f"kvmd@{known.name}.service")
 
     async def _look_for_kvm(self) -> None:
         """Probe KVM, loading its module where that may help."""

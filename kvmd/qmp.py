@@ -25,6 +25,7 @@ class Qmp:
         self._on_event = on_event
         self._replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._lock = asyncio.Lock()
+        self._id = 0
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -57,9 +58,11 @@ class Qmp:
         async with self._lock:
             if self._writer is None or self._task is None or (self._task.done() and self._replies.empty()):
                 raise QmpError("QEMU's monitor is closed")
-            request = {"execute": command, **({"arguments": arguments} if arguments else {})}
+            self._id += 1
+            request = {"execute": command, "id": self._id, **({"arguments": arguments} if arguments else {})}
             self._writer.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")
-            reply = await self._replies.get()
+            while (reply := await self._replies.get()).get("id", self._id) != self._id:
+                pass  # the answer to a command whose caller has given up
         if "error" in reply:
             raise QmpError(f"QEMU refused {command}: {reply['error'].get('desc', 'no reason given')}")
         return reply.get("return")

@@ -12,35 +12,21 @@ import asyncio
 import ctypes
 import errno
 import os
-import re
 from collections import deque
 from pathlib import Path
 
 from .errors import StartFailed
-from .journal import Journal, about, encode, last
+from .journal import Journal, about, encode, newest_first
+from .terminal import LINE, LONGEST, text
 
 CHUNK = 1 << 16
-LONGEST = 16 << 10
 PAUSE = 1.0
 COALESCE = 0.005
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 PAGE = 4096
 TAIL = 20
 
-# ECMA-48: CSI sequences, OSC and other strings up to ST or BEL, two-character escapes; then C0 controls but tab.
-ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_].*?(?:\x1b\\|\x07|$)|\x1b[ -/]*[0-~]|[\x00-\x08\x0a-\x1f\x7f]"
-)
-
-LINE = re.compile(rb"[^\n]{0,%d}\n|[^\n]{1,%d}" % (LONGEST - 1, LONGEST))
-
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def text(line: bytes) -> str:
-    """A line as it reads: without its ending, terminal control sequences and control characters."""
-    decoded = line.rstrip(b"\r\n").decode(errors="replace")
-    return ESCAPES.sub("", decoded.replace("\r", " ")) if not decoded.isprintable() else decoded
 
 
 def make_fifo(path: Path, uid: int, gid: int) -> None:
@@ -78,9 +64,10 @@ class SerialLog:
         fields = {"SYSLOG_IDENTIFIER": self._guest, **about(self._guest), "KVMD_STREAM": self._stream}
         self._header = encode({**fields, "PRIORITY": "6", "KVMD_INVOCATION_ID": invocation})
         if resume:
-            entry = last(KVMD_GUEST=self._guest, KVMD_STREAM=self._stream, KVMD_INVOCATION_ID=invocation)
-            done = int(str(entry["KVMD_OFFSET"])) + int(str(entry["KVMD_LENGTH"])) if entry else 0
-            self._logged = max(done, self._logged)
+            matches = {"KVMD_GUEST": self._guest, "KVMD_STREAM": self._stream, "KVMD_INVOCATION_ID": invocation}
+            newest = next(newest_first(**matches), None)
+            if newest:
+                self._logged = max(self._logged, int(newest["KVMD_OFFSET"]) + int(newest["KVMD_LENGTH"]))
         self._task = asyncio.create_task(self._run(), name=f"{self._stream} of {self._guest}")
 
     def _first_data(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import Sequence
 
 from dbus_next.message import Message
@@ -82,6 +84,11 @@ class Systemd:
         if result != "done":
             raise StartFailed(f"systemd could not start the scope {name}: job {result}")
 
+    async def kill(self, unit: str) -> None:
+        """SIGKILL for every process of the unit."""
+        with contextlib.suppress(BusError):
+            await self._bus.call(MANAGER, "KillUnit", "ssi", unit, "all", signal.SIGKILL)
+
     async def scopes(self, pattern: str) -> list[str]:
         """Names of the active units that match ``pattern``."""
         (units,) = await self._bus.call(MANAGER, "ListUnitsByPatterns", "asas", ["active"], [pattern])
@@ -92,13 +99,13 @@ class Systemd:
         (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
         return bytes(await self._bus.get((MANAGER[0], path, UNIT), "InvocationID")).hex()
 
-    async def wanted(self, unit: str) -> bool:
-        """Whether the unit is active or about to be."""
+    async def state(self, unit: str) -> str:
+        """The unit's ActiveState; a unit that is not loaded is inactive."""
         try:
             (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
         except BusError:
-            return False
-        return await self._state(path) in ("active", "activating", "reloading")
+            return "inactive"
+        return await self._state(path)
 
     async def _state(self, path: str) -> str:
         return str(await self._bus.get((MANAGER[0], path, UNIT), "ActiveState"))

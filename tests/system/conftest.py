@@ -39,7 +39,9 @@ def guests(bookworm: lab.Host, request: pytest.FixtureRequest) -> Iterator[Guest
     yield guests
     guests.clear()
     assert list(difflib.unified_diff(before, bookworm.state(), n=0)) == []
-    assert not [unit for unit, state in bookworm.units().items() if unit.startswith("kvmd-") and unit.endswith(".scope")]
+    assert not [
+        unit for unit, state in bookworm.units().items() if unit.startswith("kvmd-") and unit.endswith(".scope")
+    ]
     assert bookworm.run("ls", "/run/kvmd").stdout.split() in ([], ["sysctl.json"])
     expected = request.node.get_closest_marker("complaints")
     complaints = [
@@ -58,4 +60,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = outcome.get_result()
     host = getattr(item, "funcargs", {}).get("bookworm")
     if report.failed and host:
-        report.sections.append(("journal of the host", host.run("journalctl", "--no-pager", "-n", "60", check=False).stdout))
+        report.sections.append(
+            ("journal of the host", host.run("journalctl", "--no-pager", "-n", "60", check=False).stdout)
+        )

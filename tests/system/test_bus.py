@@ -44,7 +44,15 @@ def test_managed_objects_and_odd_names(guests: Guests) -> None:
     guests.linux("0a.b-c_d")
     path = "/org/kvmd1/guest/_30a_2eb_2dc_5fd"
     assert guests.call("GetGuest", "s", "0a.b-c_d") == [path]
-    command = ("busctl", "--json=short", "call", "org.kvmd1", "/org/kvmd1", "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
+    command = (
+        "busctl",
+        "--json=short",
+        "call",
+        "org.kvmd1",
+        "/org/kvmd1",
+        "org.freedesktop.DBus.ObjectManager",
+        "GetManagedObjects",
+    )
     objects = json.loads(guests.host.run(*command).stdout)["data"][0]
     assert objects[path]["org.kvmd1.Guest"]["Name"]["data"] == "0a.b-c_d"
     assert path.rpartition("/")[2] in guests.host.run("busctl", "tree", "--list", "org.kvmd1").stdout
@@ -61,16 +69,18 @@ def test_managed_objects_and_odd_names(guests: Guests) -> None:
         ("root", ("/org/kvmd1", "org.kvmd1.Manager", "StartGuest", "u", "1"), "org.freedesktop.DBus.Error.InvalidArgs"),
         ("root", ("/org/kvmd1", "org.kvmd1.Nonsense", "X"), "org.freedesktop.DBus.Error.UnknownInterface"),
         ("root", ("/org/kvmd2", "org.kvmd1.Manager", "Reload"), "org.freedesktop.DBus.Error.UnknownObject"),
-        ("nobody", ("/org/kvmd1", "org.kvmd1.Manager", "StartGuest", "s", "api"), "org.freedesktop.DBus.Error.AccessDenied"),
+        (
+            "nobody",
+            ("/org/kvmd1", "org.kvmd1.Manager", "StartGuest", "s", "api"),
+            "org.freedesktop.DBus.Error.AccessDenied",
+        ),
         ("nobody", ("/org/kvmd1", "org.kvmd1.Manager", "Reload"), "org.freedesktop.DBus.Error.AccessDenied"),
         ("nobody", ("/org/kvmd1/guest/api", "org.kvmd1.Guest", "Start"), "org.freedesktop.DBus.Error.AccessDenied"),
     ],
 )
 def test_errors_have_names_and_sentences(guests: Guests, user: str, call: tuple[str, ...], error: str) -> None:
     guests.linux("api")
-    done = guests.host.run(
-        "setpriv", f"--reuid={user}", "python3", "-c", CALLER, *call, check=False
-    )
+    done = guests.host.run("setpriv", f"--reuid={user}", "python3", "-c", CALLER, *call, check=False)
     name, _, sentence = done.stdout.strip().partition(" ")
     assert name == error
     assert len(sentence.splitlines()) == 1
@@ -97,18 +107,35 @@ def test_everybody_may_read(guests: Guests) -> None:
     for command in (
         ("call", "org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager", "ListGuests"),
         ("get-property", "org.kvmd1", "/org/kvmd1/guest/open", "org.kvmd1.Guest", "State"),
-        ("call", "org.kvmd1", "/org/kvmd1/guest/open", "org.freedesktop.DBus.Properties", "GetAll", "s", "org.kvmd1.Guest"),
+        (
+            "call",
+            "org.kvmd1",
+            "/org/kvmd1/guest/open",
+            "org.freedesktop.DBus.Properties",
+            "GetAll",
+            "s",
+            "org.kvmd1.Guest",
+        ),
     ):
         guests.host.run("setpriv", "--reuid=nobody", "busctl", *command)
     refused = guests.host.run(
-        *("busctl", "set-property", "org.kvmd1", "/org/kvmd1/guest/open", "org.kvmd1.Guest", "State", "s", "running"), check=False
+        *("busctl", "set-property", "org.kvmd1", "/org/kvmd1/guest/open", "org.kvmd1.Guest", "State", "s", "running"),
+        check=False,
     )
     assert refused.returncode == 1
 
 
 def test_signals(guests: Guests) -> None:
     """GuestNew, a PropertiesChanged for each state, GuestRemoved."""
-    monitor = guests.host.popen("busctl", "--json=short", "monitor", "--match=type='signal',sender='org.kvmd1'", bufsize=0, text=False, errors=None)
+    monitor = guests.host.popen(
+        "busctl",
+        "--json=short",
+        "monitor",
+        "--match=type='signal',sender='org.kvmd1'",
+        bufsize=0,
+        text=False,
+        errors=None,
+    )
     lines = lab.machine.read_lines(monitor, time.monotonic() + 60)
     next(line for line in lines if "Monitoring" in line)
     guests.linux("news")
@@ -127,5 +154,14 @@ def test_signals(guests: Guests) -> None:
         if message["member"] == "GuestRemoved":
             break
     assert seen == [
-        *("InterfacesAdded", "GuestNew", "starting", "running", "stopping", "stopped", "InterfacesRemoved", "GuestRemoved"),
+        *(
+            "InterfacesAdded",
+            "GuestNew",
+            "starting",
+            "running",
+            "stopping",
+            "stopped",
+            "InterfacesRemoved",
+            "GuestRemoved",
+        ),
     ]

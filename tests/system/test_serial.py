@@ -44,7 +44,9 @@ def test_flood_survives_kill_9(guests: Guests) -> None:
     guests.wait("flood", "^flood 00014000", since, timeout=120)
     guests.host.run("systemctl", "restart", "systemd-journald")
     guests.wait("flood", "^flood 00020000", since, timeout=120)
-    numbers = [int(match[1]) for entry in guests.serial("flood") if (match := re.match(r"flood (\d+)", entry["MESSAGE"]))]
+    numbers = [
+        int(match[1]) for entry in guests.serial("flood") if (match := re.match(r"flood (\d+)", entry["MESSAGE"]))
+    ]
     assert numbers == list(range(1, 20001))
 
 

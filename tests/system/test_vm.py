@@ -1,0 +1,72 @@
+"""What only a whole machine shows: boot and poweroff, KVM, resource limits, a CPU that cannot virtualise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import lab
+import pytest
+
+from .guests import Guests
+
+DISK = '[[disk]]\npath = "{}.qcow2"\nsize = "16M"\n'
+
+
+@pytest.fixture(scope="module")
+def vm(deb: Path) -> Iterator[lab.VM]:
+    with lab.VM("bookworm", deb) as vm:
+        yield vm
+
+
+def manager(host: lab.Machine, prop: str) -> object:
+    command = ("busctl", "--json=short", "get-property", "org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager", prop)
+    return json.loads(host.run(*command).stdout)["data"]
+
+
+def test_guests_come_up_at_boot_and_go_down_in_order(vm: lab.VM) -> None:
+    guests = Guests(vm)
+    assert vm.units()["kvmd.service"] == "active/running"
+    guests.linux("auto", top="autostart = true", cmdline="kvmd.disk=1", extra=DISK.format("auto"))
+    guests.linux("enabled", cmdline="kvmd.disk=1", extra=DISK.format("enabled"))
+    guests.linux("manual")
+    vm.run("systemctl", "enable", "kvmd@enabled")
+    vm.reboot()
+    for name in ("auto", "enabled"):
+        guests.wait(name, "guest: ready", timeout=90)
+        assert guests.active(name) == "active"
+        assert guests.get(name, "Accelerator") == "kvm"
+        assert guests.wait(name, "guest: disk boots=1 stops=0")
+    assert guests.active("manual") == "inactive"
+    assert manager(vm, "Accelerator") == "kvm"
+    pid = guests.get("auto", "PID")
+    vm.run("systemctl", "restart", "kvmd")  # a guest that this daemon has not started is shut down no less gracefully
+    assert guests.get("auto", "PID") == pid
+    vm.poweroff()
+    vm.boot()
+    for name in ("auto", "enabled"):
+        ready = guests.wait(name, "guest: disk boots=2", timeout=90)
+        assert ready["MESSAGE"] == "guest: disk boots=2 stops=1"
+    vm.run("systemctl", "stop", "kvmd@auto", "kvmd@enabled")
+
+
+def test_limits_hold(vm: lab.VM) -> None:
+    guests = Guests(vm)
+    guests.linux("limited", extra='[limits]\nMemoryMax = "400M"\nCPUQuota = "50%"\nTasksMax = 64\n')
+    vm.write("/etc/systemd/system/kvmd-.scope.d/weight.conf", "[Scope]\nCPUWeight=50\n")
+    vm.run("systemctl", "daemon-reload")
+    guests.start("limited", ready=False)
+    cgroup = Path("/sys/fs/cgroup/machine.slice/kvmd-limited.scope")
+    values = [vm.read(cgroup / name).strip() for name in ("memory.max", "cpu.max", "pids.max", "cpu.weight")]
+    assert values == [str(400 << 20), "50000 100000", "64", "50"]
+    guests.clear()
+
+
+def test_a_cpu_without_virtualisation_is_named(deb: Path) -> None:
+    with lab.VM("bookworm", deb, name="nosvm", cpu="qemu64,-svm") as vm:
+        guests = Guests(vm)
+        assert manager(vm, "Accelerator") == "tcg"
+        guests.linux("strict", top='accelerator = "kvm"')
+        failed = guests.call("StartGuest", "s", "strict", check=False)
+        assert "the CPU has neither vmx nor svm" in failed.stderr
