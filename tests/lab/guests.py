@@ -1,0 +1,153 @@
+"""Guests to run on a host: Debian's kernel with an initrd of our own, ready in two seconds; a ROM that only prints.
+
+The initrd (its /init is the file beside this one) understands on the kernel command line
+
+    kvmd.name=NAME                 prints "guest: ready NAME" on ttyS0 when the network is up, DAD included
+    kvmd.addr=192.0.2.42/24 kvmd.gw=192.0.2.1 kvmd.addr6=2001:db8:1::42/64 kvmd.gw6=2001:db8:1::1
+    kvmd.addr.1=…                  the same for the second interface; kvmd.dhcp=1: ask for an address
+    kvmd.disk=1                    counts boots and stops in the first sector of the first disk, and prints them
+    kvmd.ping=ADDRESS,…            then pings, and prints "guest: ping ADDRESS ok" or "failed"
+    kvmd.deaf=1                    ignores the power button
+
+and on ttyS0, a line each: echo X, ping ADDRESS, flood N, poweroff, reboot, panic, sh COMMAND.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .roots import root
+from .store import built, key
+
+File = tuple[str, int, bytes]  # path, mode, content
+
+INIT = Path(__file__).with_name("init")
+# fmt: off
+MODULES = [
+    "button", "evdev", "virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod",
+    "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4",
+]
+APPLETS = [
+    "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "head", "tr", "dd", "printf",
+    "echo", "poweroff", "reboot", "sed", "usleep", "ping", "ping6", "awk", "sleep", "ls", "sync", "arping", "nc",
+    "wget", "hexdump", "dmesg", "mknod", "mkdir", "uname", "cp", "rm", "switch_root",
+]
+# fmt: on
+DHCP = """#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add "$ip/$mask" dev "$interface"
+[ -z "$router" ] || ip route add default via "$router" dev "$interface"
+"""
+
+TEMPLATE, RESET = 0x100, 0xFFF0  # where in the ROM the line and the reset vector are
+
+
+def kernel(release: str = "bookworm") -> Path:
+    return root(release) / "boot/vmlinuz"
+
+
+def initrd(release: str = "bookworm") -> Path:
+    sources = key(root(release).name, Path(__file__).read_bytes(), INIT.read_bytes())
+    return built(f"initrd-{release}", sources, lambda path: write_initrd(path, guest_files(root(release))))
+
+
+def write_initrd(path: Path, files: Iterator[File]) -> None:
+    path.write_bytes(b"".join(cpio(files)))
+
+
+def guest_files(tree: Path) -> Iterator[File]:
+    """Path, mode and content of all there is in the guest."""
+    yield from busybox(tree)
+    yield "init", 0o100755, INIT.read_bytes()
+    yield "bin/dhcp", 0o100755, DHCP.encode()
+    yield from modules(tree, MODULES)
+
+
+def busybox(tree: Path) -> Iterator[File]:
+    for directory in ("bin", "dev", "proc", "sys", "tmp", "lib", "lib/modules", "root"):
+        yield directory, 0o040755, b""
+    yield "dev/console", 0o020600, b""
+    yield "bin/busybox", 0o100755, (tree / "bin/busybox").read_bytes()
+    for applet in APPLETS:
+        yield f"bin/{applet}", 0o120777, b"busybox"
+
+
+def modules(tree: Path, names: list[str]) -> Iterator[File]:
+    """The kernel's modules, unpacked, and in /modules for each name the files to load, in order."""
+    base = next((tree / "lib/modules").iterdir())
+    needs = {
+        _module(path): [*reversed(rest.split()), path]
+        for path, rest in (line.split(":") for line in (base / "modules.dep").read_text().splitlines())
+    }
+    wanted = {name: needs[name] for name in (word.replace("-", "_") for word in names) if name in needs}
+    for path in sorted({path for paths in wanted.values() for path in paths}):
+        data = (base / path).read_bytes()
+        yield (
+            f"lib/modules/{_module(path)}.ko",
+            0o100644,
+            _unsigned(lzma.decompress(data) if path.endswith(".xz") else data),
+        )
+    yield "modules", 0o040755, b""
+    for name, paths in wanted.items():
+        yield f"modules/{name}", 0o100644, "".join(f"{_module(path)}\n" for path in paths).encode()
+
+
+def _unsigned(module: bytes) -> bytes:
+    """Checking a signature takes an emulated processor longer than all else about a module."""
+    magic = b"~Module signature appended~\n"
+    if not module.endswith(magic):
+        return module
+    size = int.from_bytes(module[-len(magic) - 4 : -len(magic)], "big")
+    return module[: -len(magic) - 12 - size]
+
+
+def _module(path: str) -> str:
+    return re.sub(r"\.ko.*", "", path.rpartition("/")[2]).replace("-", "_")
+
+
+def cpio(files: Iterator[File]) -> Iterator[bytes]:
+    """An archive in the kernel's initramfs format (newc); the one device in it is /dev/console."""
+    for inode, (name, mode, data) in enumerate([*files, ("TRAILER!!!", 0, b"")], 1):
+        device = (5, 1) if mode & 0o170000 == 0o020000 else (0, 0)
+        fields = [inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0]
+        header = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+        yield header + b"\0" * (-len(header) % 4) + data + b"\0" * (-len(data) % 4)
+
+
+def rom(lines: int) -> bytes:
+    """A BIOS (-bios) that prints LINES numbered lines of 64 bytes on COM1 as fast as the port takes them, and halts."""
+    line = b"%08d " % 0 + (b"the quick brown fox jumps over the lazy dog " * 2)[:54] + b"\n"
+    code = bytearray()
+    labels: dict[str, int] = {}
+
+    def put(*parts: bytes | str) -> None:
+        for part in parts:
+            code.extend(part if isinstance(part, bytes) else bytes.fromhex(part))
+
+    def back(opcode: str, label: str) -> None:
+        put(opcode, ((labels[label] - len(code) - 2) & 0xFF).to_bytes())
+
+    # fmt: off
+    put("fa fc b8 00f0 8ed8 31c0 8ec0")           # cli; cld; ds = 0xf000, this ROM; es = 0
+    put("be", TEMPLATE.to_bytes(2, "little"))     # mov si, TEMPLATE
+    put("bf 0005 b9 4000 f3a4 8ed8")              # the line to 0000:0500; ds = 0
+    put("66bb", lines.to_bytes(4, "little"))      # mov ebx, LINES
+    labels["line"] = len(code)
+    put("bf 0705")                                # mov di, 0x507, the last digit
+    labels["digit"] = len(code)
+    put("fe05 803d39 7606 c60530 4f")             # inc [di]; if above '9': make it '0', go to the digit before
+    back("eb", "digit")
+    put("be 0005 b9 4000")                        # mov si, 0x500; mov cx, 64
+    labels["byte"] = len(code)
+    put("ba fd03 ec a820 74fb")                   # until the line status register says empty
+    put("ac ba f803 ee")                          # lodsb; out 0x3f8, al
+    back("e2", "byte")                            # loop
+    put("664b")                                   # dec ebx
+    back("75", "line")
+    put("fa f4 ebfc")                             # halt
+    # fmt: on
+    image = bytes(code).ljust(TEMPLATE, b"\xf4") + line
+    return image.ljust(RESET, b"\xf4") + bytes.fromhex("ea 0000 00f0").ljust(16, b"\xf4")

@@ -1,0 +1,167 @@
+"""Debian trees hosts are made of: one root per release, and on it one layer per kvmd package."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from .store import CACHE, LabError, built, command, key
+
+RELEASES = {"12": "bookworm", "13": "trixie"}
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEFAULT_MIRROR = "http://deb.debian.org/debian"
+
+# What the kvmd package depends on, then what tests use inside a host.
+# fmt: off
+PACKAGES = [
+    "systemd", "systemd-sysv", "dbus", "udev", "kmod",
+    "python3", "python3-dbus-next", "python3-systemd", "python3-tomli",
+    "qemu-system-x86", "qemu-utils", "nftables",
+    "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
+    "radvd", "dnsmasq-base", "systemd-container", "busybox-static",
+]
+# fmt: on
+
+# Runs on the machine with the new tree as $1. The kernel is unpacked only: its modules and image are wanted, not an
+# initrd. No unit of the distribution disturbs tests; hosts get their own machine id, name and resolver.
+CUSTOMIZE = r"""
+set -e
+root=$1
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+package=$(APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-cache depends linux-image-cloud-amd64 |
+          sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -n 1)
+mkdir "$root/tmp/kernel"
+(cd "$root/tmp/kernel" && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq download "$package")
+dpkg-deb --fsys-tarfile "$root"/tmp/kernel/*.deb | tar -x -C "$root" --keep-directory-symlink --exclude='./usr/share'
+rm -r "$root/tmp/kernel" "$root"/boot/System.map-*
+mv "$root"/boot/vmlinuz-* "$root/boot/vmlinuz"
+chroot "$root" depmod "$(basename "$root"/lib/modules/*)"
+for unit in radvd.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+            e2scrub_reap.service fstrim.timer systemd-timesyncd.service; do
+    ln -sf /dev/null "$root/etc/systemd/system/$unit"
+done
+echo uninitialized > "$root/etc/machine-id"
+rm -f "$root/etc/hostname" "$root/etc/resolv.conf" "$root"/var/lib/dbus/machine-id
+chroot "$root" passwd -d root
+touch "$root/etc/.updated" "$root/var/.updated"
+"""
+
+
+@cache
+def own_release() -> str:
+    """The release of this machine where the lab knows it, else Debian 12."""
+    release = platform.freedesktop_os_release()
+    return RELEASES.get(release.get("VERSION_ID", ""), "bookworm") if release.get("ID") == "debian" else "bookworm"
+
+
+@cache
+def mirror() -> str:
+    """Where this machine gets Debian from; the place everybody can use when its apt does not say."""
+    apt = Path("/etc/apt")
+    for path in [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*.*"))]:
+        for uri in _archives(path) if path.is_file() else ():
+            return uri
+    return DEFAULT_MIRROR
+
+
+def _archives(path: Path) -> Iterator[str]:
+    lines = [line.split("#")[0].split() for line in path.read_text().splitlines()]
+    if path.suffix == ".sources":
+        words = [word for line in lines if line and line[0].lower() == "uris:" for word in line[1:]]
+    else:
+        words = [word for line in lines if line and line[0] == "deb" for word in line[1:]]
+    for word in words:
+        if word.startswith(("http://", "https://")) and word.rstrip("/").endswith("/debian"):
+            yield word.rstrip("/")
+
+
+def root(release: str) -> Path:
+    """A minimal Debian with all that a kvmd host needs but kvmd."""
+    return built(f"root-{release}", key(release, *PACKAGES, CUSTOMIZE), lambda path: _bootstrap(release, path))
+
+
+def _bootstrap(release: str, path: Path) -> None:
+    hook = CACHE / f"{path.name}.sh"
+    hook.write_text(CUSTOMIZE)
+    # fmt: off
+    command(
+        "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+        f"--include={','.join(PACKAGES)}",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        f'--customize-hook=sh "{hook}" "$1"',
+        release, path, f"deb {mirror()} {release} main",
+        log=CACHE / f"root-{release}.log",
+    )
+    # fmt: on
+    hook.unlink()
+
+
+def layer(release: str, deb: Path) -> Path:
+    """What `apt-get install ./DEB` adds to the root, with no network: an overlay directory."""
+    base, package = root(release), deb.read_bytes()
+    return built(f"layer-{release}", key(base.name, package), lambda path: _install(release, deb, path))
+
+
+def _install(release: str, deb: Path, path: Path) -> None:
+    with overlay(path, [root(release)], CACHE / f"{path.name}.mnt") as merged:
+        shutil.copy(deb, merged / "root" / deb.name)
+        # fmt: off
+        command(
+            "unshare", "--net", "--pid", "--fork", f"--mount-proc={merged}/proc",
+            "chroot", merged,
+            "apt-get", "install", "-y", "--no-install-recommends", f"/root/{deb.name}",
+            log=CACHE / f"layer-{release}.log",
+            DEBIAN_FRONTEND="noninteractive",
+            PATH="/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        # fmt: on
+        for mark in ("etc/.updated", "var/.updated"):
+            (merged / mark).touch()
+        (merged / "root" / deb.name).unlink()
+
+
+@contextmanager
+def overlay(upper: Path, lower: list[Path], mountpoint: Path) -> Iterator[Path]:
+    """The layers as one tree, for a while."""
+    mount_overlay(upper, lower, mountpoint)
+    try:
+        yield mountpoint
+    finally:
+        command("umount", mountpoint)
+        shutil.rmtree(work_directory(upper), ignore_errors=True)
+        mountpoint.rmdir()
+
+
+def mount_overlay(upper: Path, lower: list[Path], mountpoint: Path) -> None:
+    work = work_directory(upper)
+    for directory in (upper, work, mountpoint):
+        directory.mkdir(parents=True, exist_ok=True)
+    layers = ":".join(map(str, lower))
+    command(
+        "mount", "-t", "overlay", "kvmd-lab", mountpoint, "-o", f"lowerdir={layers},upperdir={upper},workdir={work}"
+    )
+
+
+def work_directory(upper: Path) -> Path:
+    return upper.with_name(f"{upper.name}.work")
+
+
+@cache
+def deb() -> Path:
+    """The package under test: $KVMD_DEB, else built now from the working tree (the same tree gives the same bytes)."""
+    if given := os.environ.get("KVMD_DEB"):
+        return Path(given)
+    done = subprocess.run(
+        [REPOSITORY / "packaging" / "build-deb"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise LabError(f"packaging/build-deb ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return Path(done.stdout.split()[-1])

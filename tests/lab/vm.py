@@ -1,0 +1,190 @@
+"""A whole machine, emulated: a kernel of its own, /dev/kvm for nested guests, cgroup controllers, a real poweroff."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from . import guests, roots
+from .host import install_guest
+from .machine import Failed, Machine
+from .runs import Run
+from .store import CACHE, LabError, built, command, key
+
+HERE = Path(__file__).resolve().parent
+PORTS = 8  # commands that can run at a time
+SIZE = "6G"
+BOOT_TIMEOUT = 180.0
+STOP_TIMEOUT = 180.0
+
+INIT = r"""#!/bin/busybox sh
+export PATH=/bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+for module in virtio_pci virtio_blk ext4; do
+    [ -e "/modules/$module" ] || continue
+    while read -r file; do insmod "/lib/modules/$file.ko" 2>/dev/null; done <"/modules/$module"
+done
+until [ -b /dev/vda ]; do usleep 10000; done
+mount -t ext4 /dev/vda /root
+umount /proc
+exec switch_root /root /sbin/init
+"""
+SERVICE = """[Unit]
+Description=Commands from the lab
+DefaultDependencies=no
+[Service]
+ExecStart=/usr/bin/python3 -I /usr/lib/kvmd-lab/agent.py
+"""
+# The ports appear in order: with the last one all are there.
+RULE = f"""
+ACTION=="add", SUBSYSTEM=="virtio-ports", ATTR{{name}}=="lab.{PORTS - 1}", \\
+    TAG+="systemd", ENV{{SYSTEMD_WANTS}}="kvmd-lab.service"
+"""
+
+
+def initrd(release: str) -> Path:
+    tree = roots.root(release)
+
+    def files() -> Iterator[guests.File]:
+        yield from guests.busybox(tree)
+        yield "init", 0o100755, INIT.encode()
+        yield from guests.modules(tree, ["virtio_pci", "virtio_blk", "ext4"])
+
+    hash_ = key(tree.name, INIT, Path(guests.__file__).read_bytes())
+    return built(f"vm-initrd-{release}", hash_, lambda path: guests.write_initrd(path, files()))
+
+
+def image(release: str, deb: Path | None) -> Path:
+    """The VM's first disk, to be copied on write."""
+    root, layer = roots.root(release), roots.layer(release, deb) if deb else None
+    agent = (HERE / "agent.py").read_bytes()
+    parts = key(str(layer or root), guests.initrd(release).name, agent, SERVICE, RULE, SIZE)
+    lower = [layer, root] if layer else [root]
+    return built(f"vm-{release}", parts, lambda path: _make_image(release, lower, path))
+
+
+def _make_image(release: str, lower: list[Path], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="vm-tree-") as name:
+        directory = Path(name)
+        with roots.overlay(directory / "upper", lower, directory / "root") as tree:
+            for name, content in (
+                ("usr/lib/kvmd-lab/agent.py", (HERE / "agent.py").read_text()),
+                ("etc/systemd/system/kvmd-lab.service", SERVICE),
+                ("etc/udev/rules.d/90-kvmd-lab.rules", RULE),
+                ("etc/machine-id", f"{uuid.uuid4().hex}\n"),
+                ("etc/hostname", "vm\n"),
+            ):
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                (tree / name).write_text(content)
+            install_guest(release, tree)
+            for mark in ("etc/.updated", "var/.updated"):
+                (tree / mark).touch()
+            command("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-d", tree, path, SIZE)
+
+
+class VM(Machine):
+    """A virtual machine. Its disk survives poweroff() and reboot(), and is thrown away with the VM."""
+
+    def __init__(
+        self,
+        release: str = "bookworm",
+        deb: Path | None = None,
+        *,
+        name: str = "vm",
+        cpu: str = "EPYC,svm=on,npt=on",
+        memory: int = 2048,
+        smp: int = 2,
+    ) -> None:
+        super().__init__(name)
+        self.release = release
+        self.deb = deb
+        self.cpu = cpu
+        self.memory = memory
+        self.smp = smp
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transcript = 0  # where the console of this boot begins
+
+    def start(self) -> None:
+        base = image(self.release, self.deb)
+        self._run = Run.new(self.name)
+        disk = self.directory / "disk.qcow2"
+        command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, disk)
+        self.boot()
+
+    def boot(self) -> None:
+        """Switch the machine on, and wait until systemd has started all it wanted to."""
+        console = self._running.console
+        self._transcript = console.stat().st_size if console.exists() else 0
+        # fmt: off
+        argv: list[str | Path] = [
+            "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi",
+            "-cpu", self.cpu, "-smp", str(self.smp), "-m", str(self.memory),
+            "-nodefaults", "-no-reboot", "-display", "none",
+            "-kernel", guests.kernel(self.release), "-initrd", initrd(self.release),
+            "-append", "console=ttyS0 root=/dev/vda rw quiet panic=-1 cryptomgr.notests",
+            "-drive", f"file={self.directory / 'disk.qcow2'},format=qcow2,if=virtio,cache=unsafe",
+            "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
+            "-device", "virtio-rng-pci",
+            "-device", "virtio-serial-pci,id=agent",
+        ]
+        with ExitStack() as stack:
+            listeners = [stack.enter_context(self._listener(port)) for port in range(PORTS)]
+            for port, listener in enumerate(listeners):
+                argv += ["-chardev", f"socket,id=lab{port},fd={listener.fileno()},server=on,wait=off"]
+                argv += ["-device", f"virtserialport,bus=agent.0,chardev=lab{port},name=lab.{port}"]
+            fds = [listener.fileno() for listener in listeners]
+            self._process = self._running.popen(self.directory / "qemu.log", *argv, pass_fds=fds)
+        # fmt: on
+        self._lan = None
+        try:
+            self.run("systemctl", "is-system-running", "--wait", check=False, timeout=BOOT_TIMEOUT)
+        except Failed as error:
+            raise LabError(f"{self.name} did not boot ({self.directory}): {error}\n{self.console()[-3000:]}") from None
+
+    def _listener(self, port: int) -> socket.socket:
+        """Listens before QEMU does: a command can be sent at any time, and waits for the agent."""
+        path = self.directory / f"agent.{port}.sock"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        return listener
+
+    def enter(self, argv: Sequence[str]) -> list[str]:
+        return [sys.executable, "-I", str(HERE / "client.py"), str(self.directory), *argv]
+
+    def transcript(self) -> str:
+        """What the console said since the last boot."""
+        return self._running.console.read_bytes()[self._transcript :].decode(errors="replace")
+
+    def poweroff(self) -> str:
+        """`systemctl poweroff`, until the machine is off; returns the console since its boot."""
+        return self._end("poweroff")
+
+    def reboot(self) -> str:
+        """`systemctl reboot`, until it is up again; returns the console of the boot that ended."""
+        transcript = self._end("reboot")
+        self.boot()
+        return transcript
+
+    def _end(self, verb: str) -> str:
+        assert self._process
+        self.run("systemctl", verb, check=False)
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"{self.name}: no end {STOP_TIMEOUT} s after {verb}:\n{self.transcript()[-3000:]}") from None
+        return self.transcript()
+
+    def stop(self) -> None:
+        super().stop()
+        if self._process:
+            self._process.wait()
+            self._process = None
