@@ -1,0 +1,368 @@
+"""The guests' network interfaces, reconciled: one ``Lan`` keeps the kernel as the guest files want it.
+
+Level-triggered. Whatever happens - a tap appears, an uplink goes and comes back, an address changes, somebody removes
+a piece - ends in the same pass: look at the host, say what is wanted, look at what is present, apply the difference.
+A pass that finds nothing to do changes nothing. What the kernel does not tell (proxy entries) is looked at by and by.
+
+The kernel's state outlives this object, and a new one adopts it by its tag: a daemon restart disturbs no guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from ipaddress import IPv6Address
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kvmd import netlink, network, vicinity
+from kvmd.errors import AddressInUse, StartFailed, Unavailable
+from kvmd.firewall import Firewall
+from kvmd.guest import Address, Nic
+from kvmd.neighbours import Neighbours, Wire
+from kvmd.netlink import Events, Kernel
+from kvmd.network import Failure, Host, Link, LinkState, Operation, Proxy, Setting, Thing
+from kvmd.nicstatus import NicStatus, assess
+from kvmd.rtnetlink import Changed, Event, LinkChanged
+from kvmd.sysctl import Sysctls
+
+JOURNAL = Path("/run/kvmd/sysctl.json")
+POLL = 3.0  # seconds between looks at what makes no event
+CONFLICT_MEMORY = 60.0  # seconds without another sign after which a conflict counts as over
+ERROR, WARNING, NOTICE = 3, 4, 5  # syslog(3)
+
+
+class Lan:
+    """All guests' network interfaces of this host. Use as ``async with``; belongs to one event loop."""
+
+    def __init__(
+        self,
+        report: Callable[[str, str, int], None],
+        on_change: Callable[[NicStatus], None] = lambda status: None,
+        journal: Path = JOURNAL,
+    ) -> None:
+        """``report(tap, sentence, priority)``: for a person, priority as in syslog(3). ``on_change(status)``.
+
+        ``journal`` must outlive the daemon, not the boot (RuntimeDirectoryPreserve=yes).
+        """
+        self._report, self._on_change = report, on_change
+        self._sysctls = Sysctls(journal, self._name)
+        self._nics: dict[str, Nic] = {}
+        self._over: set[str] = set()  # taps whose guest has ended, or is just starting: nothing is wanted yet
+        self._host = Host()
+        self._links: dict[int, Link] = {}
+        self._taps: dict[str, Link] = {}  # declared, present, not over
+        self._statuses: dict[str, NicStatus] = {}
+        self._conflicts: dict[str, tuple[float, str]] = {}
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._stale = False  # addresses and routes of the host have to be asked for
+        self._all, self._deep = False, False  # look at all taps; and at their settings too
+        self._new: set[str] = set()  # look at these
+        self._pass: asyncio.Handle | None = None
+        self._poll: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        """Looks at the host, changes nothing. Raises Unavailable."""
+        try:
+            self._kernel = Kernel()
+            self._events = Events(self._heard, self._overflowed)
+            self._neighbours = Neighbours(self._conflicting)
+            self._firewall = Firewall(lambda: self._schedule(every=True))
+            self._survey(links=True)
+        except OSError as error:
+            hint = "are CAP_NET_ADMIN and CAP_NET_RAW there, and the package libnftables1?"
+            raise Unavailable(f"cannot talk to the kernel's network: {error} ({hint})") from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stops listening. The kernel keeps what it has; guests' solicitations of LAN hosts stay unanswered."""
+        for handle in (self._pass, self._poll):
+            if handle is not None:
+                handle.cancel()
+        for future in set().union(*self._waiting.values()):
+            future.cancel()
+        self._events.close()
+        self._kernel.close()
+        self._firewall.close()
+        await self._neighbours.close()
+
+    # --- what others want ---------------------------------------------------------------------------------------------
+
+    def declare(self, nics: Iterable[Nic]) -> None:
+        """All NICs there are, of guest files and of running guests, by tap name; replaces what was declared before.
+
+        Taps that exist are set up before it returns, leftovers of others removed. Refusals of the kernel are reported.
+        """
+        self._nics = {nic.tap: nic for nic in nics}
+        self._over &= self._nics.keys()
+        self._schedule(every=True, deep=True)
+        self._reconcile()
+        if self._poll is None:
+            self._polled()
+
+    def open_tap(self, nic: Nic) -> int:
+        """As ``netlink.open_tap``. Nothing is claimed for it before ``ready``: the LAN has to be asked first."""
+        self._over.add(nic.tap)
+        return netlink.open_tap(nic.tap)
+
+    async def check(self, nic: Nic) -> None:
+        """Ask the LAN whether an address of ``nic`` is in use; takes 0.25 s. Raises AddressInUse, naming the MAC.
+
+        An uplink that is missing or has no carrier is not asked.
+        """
+        for index, interfaces in self._host.addresses.items():
+            for interface in interfaces:
+                if interface.ip in nic.addresses:
+                    raise AddressInUse(f"{interface.ip} of {nic.tap} is this host's own, on {self._name(index)}")
+        uplink = self._uplink(nic)
+        if uplink is None or not uplink.carrier or not nic.addresses:
+            return
+        for address, mac in (await self._neighbours.holders(self._wire(uplink), nic.addresses)).items():
+            raise AddressInUse(
+                f"{address} of {nic.tap} is in use on {uplink.name} by the machine with MAC {mac}"
+                " (stop that machine or give the guest another address)"
+            )
+
+    async def ready(self, tap: str) -> None:
+        """Return when everything for ``tap`` is applied: some milliseconds after it has been opened.
+
+        Raises Unavailable if its uplink is missing, StartFailed if the kernel refuses something or there is no tap.
+        """
+        if tap not in self._nics:
+            raise StartFailed(f"no guest has a network interface {tap}")
+        self._over.discard(tap)
+        self._schedule({tap})
+        self._reconcile()
+        status = self.status(tap)
+        match status.state:
+            case "absent":
+                raise StartFailed(f"the tap {tap} does not exist (nobody has opened it)")
+            case "no-uplink":
+                raise Unavailable(status.detail)
+            case "failed":
+                raise StartFailed(status.detail)
+
+    async def withdraw(self, tap: str) -> None:
+        """The guest is over: the LAN is told no more about it, the uplink is as before if it was the last.
+
+        Returns when the tap has gone; at once if it is not one that goes with its last holder.
+        """
+        self._over.add(tap)
+        self._conflicts.pop(tap, None)
+        self._schedule(every=True)
+        self._reconcile()
+        while (link := self._find(tap)) is not None and link.transient:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(tap, set()).add(future)
+            try:
+                await future
+            finally:
+                self._waiting.get(tap, set()).discard(future)
+
+    def status(self, tap: str) -> NicStatus:
+        return self._statuses.get(tap) or NicStatus(tap)
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def _heard(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, LinkChanged):
+                self._link_changed(event.link, event.gone)
+            else:
+                self._something_changed(event)
+
+    def _link_changed(self, link: Link, gone: bool) -> None:
+        before = self._links.get(link.index)
+        if gone:
+            self._links.pop(link.index, None)
+        else:
+            self._links[link.index] = link
+        if link.name not in self._nics:
+            self._stale |= before is None or gone or replace(before, carrier=link.carrier) != link
+            self._schedule(every=before != link or gone)
+            if before is not None and not gone and (link.carrier, link.mac) != (before.carrier, before.mac):
+                self._announce(link.index)  # whoever listens on that wire now may not have heard
+            return
+        if gone:
+            self._over.discard(link.name)
+            for future in self._waiting.pop(link.name, ()):
+                if not future.done():
+                    future.set_result(None)
+            self._schedule(every=True)
+        elif before != link:
+            self._schedule({link.name})
+            if before is not None and link.carrier and not before.carrier:
+                self._announce(tap=link.name)
+
+    def _something_changed(self, event: Changed) -> None:
+        link = self._links.get(event.device)
+        if link is None and event.device:
+            return  # not heard of yet: settings are told of before the interface that is born with them
+        if link is not None and link.name in self._nics:
+            if event.lost:
+                self._schedule({link.name})
+        elif event.setting:
+            self._schedule(every=True)
+        else:
+            self._stale = True
+            self._schedule()
+
+    def _overflowed(self) -> None:
+        self._survey(links=True)
+        self._schedule(every=True, deep=True)
+
+    def _polled(self) -> None:
+        self._poll = asyncio.get_running_loop().call_later(POLL, self._polled)
+        if self._taps:
+            self._schedule(every=True)
+
+    def _conflicting(self, uplink: int, address: Address, mac: str) -> None:
+        for name in self._taps:
+            if address in self._nics[name].addresses:
+                sentence = f"{address} is also used by the machine with MAC {mac} on {self._name(uplink)}"
+                self._conflicts[name] = asyncio.get_running_loop().time() + CONFLICT_MEMORY, sentence
+                self._schedule({name})
+
+    # --- the pass -----------------------------------------------------------------------------------------------------
+
+    def _schedule(self, names: Iterable[str] = (), every: bool = False, deep: bool = False) -> None:
+        """A pass over these taps, or all, once everything has been heard that is there to be heard."""
+        self._new.update(names)
+        self._all, self._deep = self._all or every, self._deep or deep
+        if self._pass is None:
+            self._pass = asyncio.get_running_loop().call_soon(self._reconcile)
+
+    def _survey(self, links: bool = False) -> None:
+        if links:
+            self._links = {link.index: link for link in self._kernel.links()}
+        host = Host(self._links, self._kernel.addresses(), self._kernel.host_routes())
+        changed = (host.addresses, host.routes) != (self._host.addresses, self._host.routes)
+        self._host, self._stale = host, False
+        self._all, self._deep = self._all or changed, self._deep or changed
+
+    def _reconcile(self) -> None:
+        if self._pass is not None:
+            self._pass.cancel()
+            self._pass = None
+        self._events.read()
+        if self._stale:
+            self._survey()
+        names, every, deep = self._new, self._all, self._deep
+        self._new, self._all, self._deep = set(), False, False
+        found = {link.name: link for link in self._links.values() if link.name in self._nics}
+        self._taps = {name: link for name, link in found.items() if name not in self._over}
+        scope = {name: link for name, link in self._taps.items() if every or name in names}
+        unguarded = self._firewall.apply(self._nics[name] for name in self._taps)  # before their first frame
+        things = self._wanted(scope)
+        wanted = [thing for each in things.values() for thing in each]
+        if not deep:  # settings of taps that have theirs already are not read again
+            settled = {link.index for name, link in scope.items() if name not in names}
+            wanted = [thing for thing in wanted if not (isinstance(thing, Setting) and thing.device in settled)]
+        failures = self._apply(self._difference(wanted, scope, every))
+        self._events.read()  # what we have just caused ourselves
+        self._serve()
+        for name in self._nics if every else names & self._nics.keys():
+            tap = self._links.get(found[name].index) if name in found else None
+            self._tell(name, tap, things.get(name, []), failures, unguarded)
+
+    def _wanted(self, scope: dict[str, Link]) -> dict[str, list[Thing]]:
+        nics = [self._nics[name] for name in scope]
+        if any(item.version == 6 for nic in nics for item in (*nic.addresses, *nic.routes)):
+            others = [link.index for link in self._links.values() if link.name not in self._nics]
+            self._host = replace(self._host, learners=self._sysctls.learners(others))
+        return {nic.tap: network.wanted(nic, scope[nic.tap], self._uplink(nic), self._host) for nic in nics}
+
+    def _difference(self, wanted: list[Thing], scope: dict[str, Link], every: bool) -> list[Operation]:
+        """What to do. Present is, in the order it is made in: settings, taps, neighbours, routes, proxies."""
+        settings = self._sysctls.remembered() if every else []
+        known = {setting.key for setting in settings}
+        asked = [thing for thing in wanted if isinstance(thing, Setting) and thing.key not in known]
+        settings += self._sysctls.present(asked)
+        readable = {setting.key for setting in settings}
+        present: list[Thing] = [*settings]
+        present += [LinkState(link.index, link.mac, link.mtu, link.up) for link in scope.values()]
+        for device in (0,) if every else [link.index for link in scope.values()]:
+            present += self._kernel.neighbours(device)
+            present += self._kernel.routes(device)
+        proxies, foreign = self._kernel.proxies()
+        aim = {thing.key for thing in wanted}
+        present += [proxy for proxy in proxies if every or proxy.key in aim]
+        taken = {proxy.key for proxy in foreign}  # answers already, and stays its owner's
+        return network.diff(
+            [
+                thing
+                for thing in wanted
+                if thing.key not in taken and (not isinstance(thing, Setting) or thing.key in readable)
+            ],
+            present,
+        )
+
+    def _apply(self, operations: list[Operation]) -> list[Failure]:
+        """In order; settings by /proc, the rest by netlink. New proxy entries are announced."""
+        volatile = [link.index for link in self._taps.values() if link.transient]
+        failures: list[Failure] = []
+        for setting, group in groupby(operations, lambda operation: isinstance(operation.thing, Setting)):
+            lot = list(group)
+            failures += self._sysctls.apply(lot, volatile) if setting else self._kernel.apply(lot)
+        refused = {failure.operation for failure in failures}
+        done = [item.thing for item in operations if item not in refused and item.action != "remove"]
+        for thing in done:
+            if isinstance(thing, LinkState) and (link := self._links.get(thing.device)):
+                self._links[link.index] = replace(link, mac=thing.mac, mtu=thing.mtu, up=thing.up)
+            elif isinstance(thing, Proxy) and (link := self._links.get(thing.device)) and link.name not in self._nics:
+                self._neighbours.announce(self._wire(link), [thing.address])
+        return failures
+
+    def _serve(self) -> None:
+        """Tell the neighbours' room who is there, whom to answer and what to defend."""
+        local = vicinity.local_addresses(self._host, (self._nics[name] for name in self._taps))
+        views: dict[int, vicinity.Vicinity] = {}
+        claims: dict[int, frozenset[Address]] = {}
+        wires: dict[int, Wire] = {}
+        for name, tap in self._taps.items():
+            nic = self._nics[name]
+            uplink = self._uplink(nic)
+            views[tap.index] = vicinity.vicinity(nic, tap, uplink, self._host, local)
+            if uplink is not None:
+                wires[uplink.index] = wires.get(uplink.index) or self._wire(uplink)
+                claims[uplink.index] = claims.get(uplink.index, frozenset()) | frozenset(nic.addresses)
+        self._neighbours.serve(views, wires, claims, (link.mac for link in self._links.values()))
+
+    def _tell(self, name: str, tap: Link | None, things: list[Thing], failures: list[Failure], unguarded: str) -> None:
+        nic, before = self._nics[name], self.status(name)
+        until, conflict = self._conflicts.get(name, (0.0, ""))
+        current = conflict if asyncio.get_running_loop().time() < until else ""
+        status = assess(nic, tap, self._uplink(nic), current, things, failures, unguarded)
+        if status == before:
+            return
+        self._statuses[name] = status
+        if status.detail and status.detail != before.detail:
+            self._report(name, status.detail, ERROR if status.state == "failed" else WARNING)
+        elif before.detail and status.state == "up":
+            self._report(name, f"{name} is up again on {status.uplink}", NOTICE)
+        self._on_change(status)
+
+    def _announce(self, uplink: int = 0, tap: str = "") -> None:
+        """The addresses of all guests on ``uplink``, or of the one behind ``tap``."""
+        for name in self._taps:
+            link = self._uplink(self._nics[name])
+            if link is not None and link.carrier and (link.index == uplink or name == tap):
+                self._neighbours.announce(self._wire(link), self._nics[name].addresses)
+
+    def _uplink(self, nic: Nic) -> Link | None:
+        return self._host.uplink(nic, self._nics)
+
+    def _wire(self, uplink: Link) -> Wire:
+        own = [interface.ip for interface in self._host.addresses.get(uplink.index, ())]
+        return Wire(uplink, next((ip for ip in own if isinstance(ip, IPv6Address) and ip.is_link_local), None))
+
+    def _name(self, index: int) -> str | None:
+        return link.name if (link := self._links.get(index)) else None
+
+    def _find(self, name: str) -> Link | None:
+        return next((link for link in self._links.values() if link.name == name), None)

@@ -1,0 +1,64 @@
+"""How a guest's network interface is doing: one word for programs, one sentence for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from kvmd.guest import Nic
+from kvmd.network import Failure, Link, Thing
+
+State = Literal["absent", "up", "down", "no-uplink", "uplink-down", "conflict", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class NicStatus:
+    """``index`` and ``uplink`` are 0 and "" while there is none; ``detail`` is a sentence about what is wrong, or "".
+
+    absent: no such tap. up: all is applied. down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the
+    guest reaches this host and its guests only. conflict: another machine uses an address. failed: the kernel refused
+    a piece.
+    """
+
+    tap: str
+    index: int = 0
+    uplink: str = ""
+    state: State = "absent"
+    detail: str = ""
+
+
+def assess(
+    nic: Nic,
+    tap: Link | None,
+    uplink: Link | None,
+    conflict: str,
+    things: Collection[Thing],
+    failures: Iterable[Failure],
+    unguarded: str = "",
+) -> NicStatus:
+    """``conflict``: the sentence about one. ``unguarded``: why the guests' filter could not be made.
+
+    ``things``: all that is wanted for ``nic``; ``failures`` may be others'.
+    """
+    refused = [
+        f"{failure.operation.thing}: {failure.text}" for failure in failures if failure.operation.thing in things
+    ]
+    state: State
+    if tap is None:
+        state, detail = "absent", ""
+    elif unguarded and nic.addresses:
+        state, detail = "failed", f"{nic.tap}: nftables refused the filter against forged addresses: {unguarded}"
+    elif refused:
+        state, detail = "failed", f"{nic.tap}: the kernel refused {'; '.join(refused)}"
+    elif nic.addresses and uplink is None:
+        where = f"the uplink {nic.uplink} does not exist" if nic.uplink else "this host has no default route"
+        state, detail = "no-uplink", f"{nic.tap} does not reach the LAN: {where} (it will once there is one)"
+    elif nic.addresses and uplink and not (uplink.up and uplink.carrier):
+        why = "has no carrier" if uplink.up else "is down"
+        state, detail = "uplink-down", f"{nic.tap} does not reach the LAN: its uplink {uplink.name} {why}"
+    elif conflict:
+        state, detail = "conflict", conflict
+    else:
+        state, detail = ("up" if tap.carrier else "down"), ""
+    return NicStatus(nic.tap, tap.index if tap else 0, uplink.name if uplink else "", state, detail)
