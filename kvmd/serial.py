@@ -1,30 +1,34 @@
-"""A guest's serial port into the journal: each line once and in order, whatever ends or restarts meanwhile.
+"""A guest's serial port: spooled, logged to the journal, followed by any number of consoles.
 
-QEMU writes to a FIFO. Its bytes are spliced into a spool file whose length is the position in the guest's stream;
-each journal entry carries the position it covers. After a crash of the daemon the spool says what was taken, the
-newest entry what was logged. The spool's logged part is punched out, so it stays small; a full FIFO makes the
-guest's tty wait, never QEMU itself.
+QEMU writes to a FIFO. Its bytes are spliced into a spool file whose length is the position in the guest's stream; each
+journal entry carries the position it covers. After a crash of the daemon the spool says what was taken, the newest
+entry what was logged: each line is logged once and in order, whatever ends or restarts meanwhile. Who follows the
+spool reads it at a pace of its own. What was logged is punched out, so that the spool stays small; where the journal
+does not keep up, the spool stops taking, the FIFO fills and the guest's tty waits - never QEMU itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import os
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import StartFailed
 from .journal import Journal, about, encode, newest_first
 from .terminal import LINE, LONGEST, text
 
-CHUNK = 1 << 16
-PAUSE = 1.0
-COALESCE = 0.005
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+CHUNK = 1 << 16  # bytes moved at a time, and kept for those who attach later
+UNLOGGED = 1 << 20  # bytes the journal may be behind
+PAUSE = 1.0  # seconds after which text without a line ending is logged
+COALESCE = 0.005  # seconds
+TAIL = 20  # lines
 PAGE = 4096
-TAIL = 20
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,26 +42,129 @@ def make_fifo(path: Path, uid: int, gid: int) -> None:
         raise StartFailed(f"cannot make the FIFO {path}: {error.strerror}") from error
 
 
-class SerialLog:
-    """The pump from one FIFO of a guest to the journal; ``DIRECTORY/STREAM.out`` is the FIFO."""
+def open_fifo(path: Path) -> int:
+    """For both directions, so that neither side ever sees the other leave."""
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def __init__(self, guest: str, stream: str, directory: Path, journal: Journal, *, log: bool) -> None:
+
+class Spool:
+    """What a guest has written so far: from a FIFO into a file, the end of which can be read again."""
+
+    def __init__(self, fifo: Path, file: Path) -> None:
         """Raises ``StartFailed``."""
+        try:
+            self._fifo = open_fifo(fifo)
+            self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartFailed(f"cannot open {error.filename}: {error.strerror}") from error
+        self.taken = os.lseek(self._file, 0, os.SEEK_END)
+        self.start = self._first_data()
+        self.done = self.start  # up to here nobody needs it for its content
+        self._followers: set[asyncio.Event] = set()
+        self._room = asyncio.Event()
+        self.ended = False
+
+    def _first_data(self) -> int:
+        try:
+            return os.lseek(self._file, 0, os.SEEK_DATA)
+        except OSError:  # ENXIO: empty, or nothing but a hole
+            return self.taken
+
+    async def run(self) -> None:
+        """Take what the guest writes, until cancelled."""
+        while True:
+            await self._readable()
+            while self.taken - self.done >= UNLOGGED:
+                self._room.clear()
+                await self._room.wait()
+            # A guest writes byte by byte: gather for a moment, lest each byte wake us. A full disk tells nobody when
+            # it has room again.
+            await asyncio.sleep(COALESCE if self.take() else PAUSE)
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self._fifo, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._fifo)
+
+    def take(self) -> int:
+        """Move some bytes from the FIFO to the file; how many."""
+        try:
+            count = os.splice(self._fifo, self._file, CHUNK, offset_dst=self.taken)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENOSPC):
+                return 0
+            raise
+        self.taken += count
+        self._wake()
+        return count
+
+    def end(self) -> None:
+        """The guest is dead: take the rest; those who follow learn that no more comes."""
+        while self.take():
+            pass
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        for event in self._followers:
+            event.set()
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever there is more to read."""
+        event = asyncio.Event()
+        self._followers.add(event)
+        try:
+            yield event
+        finally:
+            self._followers.discard(event)
+
+    def read(self, position: int) -> bytes:
+        return os.pread(self._file, CHUNK, position)
+
+    def forget(self, position: int) -> None:
+        """What is before ``position`` is needed for scrolling back only: give the memory back but for the last bit."""
+        self.done = position
+        self._room.set()
+        end = (position - CHUNK) // PAGE * PAGE
+        if end - self.start >= CHUNK:
+            flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+            _libc.fallocate(self._file, flags, ctypes.c_long(self.start), ctypes.c_long(end - self.start))
+            self.start = end
+
+    def close(self) -> None:
+        os.close(self._fifo)
+        os.close(self._file)
+
+
+class SerialLog:
+    """Follows a guest's spool, and logs each line; ``DIRECTORY/STREAM.out`` is the FIFO."""
+
+    def __init__(
+        self,
+        guest: str,
+        stream: str,
+        directory: Path,
+        journal: Journal,
+        *,
+        log: bool,
+        heard: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """``heard`` is called with the text of each line, also where ``log`` is false. Raises ``StartFailed``."""
+        self.spool = Spool(directory / f"{stream}.out", directory / f"{stream}.spool")
         self._guest = guest
         self._stream = stream
         self._journal = journal
         self._log = log
+        self._heard = heard
         self._header = b""
-        self._task: asyncio.Task[None] | None = None
+        self._logged = self.spool.start
+        self._tasks: list[asyncio.Task[None]] = []
         self.tail: deque[str] = deque(maxlen=TAIL)
-        try:
-            # For both directions, so that neither side ever sees the other leave.
-            self._fifo = os.open(directory / f"{stream}.out", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._spool = os.open(directory / f"{stream}.spool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StartFailed(f"cannot open {error.filename}: {error.strerror}") from error
-        self.taken = os.lseek(self._spool, 0, os.SEEK_END)
-        self._logged = self._punched = self._first_data()
 
     def start(self, invocation: str, *, resume: bool) -> None:
         """Pump from now on, for this run of the guest; on ``resume`` go on after the newest entry of it."""
@@ -68,97 +175,52 @@ class SerialLog:
             newest = next(newest_first(**matches), None)
             if newest:
                 self._logged = max(self._logged, int(newest["KVMD_OFFSET"]) + int(newest["KVMD_LENGTH"]))
-        self._task = asyncio.create_task(self._run(), name=f"{self._stream} of {self._guest}")
-
-    def _first_data(self) -> int:
-        try:
-            return os.lseek(self._spool, 0, os.SEEK_DATA)
-        except OSError:  # ENXIO: empty, or nothing but a hole
-            return self.taken
+        for what, task in (("spool", self.spool.run()), ("log", self._run())):
+            self._tasks.append(asyncio.create_task(task, name=f"{what} of {self._guest}'s {self._stream}"))
 
     async def _run(self) -> None:
-        while True:
-            await self._log_lines()
-            unfinished = self._logged < self.taken
-            try:
-                await asyncio.wait_for(self._readable(), PAUSE if unfinished else None)
-            except TimeoutError:
-                await self._log_lines(partial=True)
-                continue
-            if not self._take():  # the spool's disk is full: what is in the FIFO waits, and so does the guest's tty
-                await asyncio.sleep(PAUSE)
-                continue
-            await self._log_lines()
-            # A guest writes byte by byte: gather for a moment, lest each byte wake us.
-            await asyncio.sleep(COALESCE)
+        with self.spool.follow() as more:
+            while True:
+                more.clear()
+                await self._log_lines()
+                unfinished = self._logged < self.spool.taken
+                try:
+                    await asyncio.wait_for(more.wait(), PAUSE if unfinished else None)
+                except TimeoutError:
+                    await self._log_lines(partial=True)
 
     async def finish(self) -> None:
         """Log everything there is, also an unfinished line: the guest is dead."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        while self._take():
-            await self._log_lines()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.spool.end()
         await self._log_lines(partial=True)
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        loop.add_reader(self._fifo, wake)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(self._fifo)
-
-    def _take(self) -> int:
-        try:
-            count = os.splice(self._fifo, self._spool, CHUNK, offset_dst=self.taken)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ENOSPC):
-                return 0
-            raise
-        self.taken += count
-        return count
 
     async def _log_lines(self, *, partial: bool = False) -> None:
         """Log each finished line; with ``partial`` the unfinished one too."""
-        while self._logged < self.taken:
+        while self._logged < self.spool.taken:
             before = self._logged
-            data = os.pread(self._spool, CHUNK, self._logged)
-            for line in LINE.findall(data) if self._log else ():
+            for line in LINE.findall(self.spool.read(self._logged)):
                 if not (line.endswith(b"\n") or len(line) == LONGEST or partial):
                     break
                 await self._send(line)
-            if not self._log:
-                self._logged += len(data)
+            self.spool.forget(self._logged)
             if self._logged == before:
                 break
-        end = self._logged // PAGE * PAGE
-        if end - self._punched >= CHUNK:
-            flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-            _libc.fallocate(self._spool, flags, ctypes.c_long(self._punched), ctypes.c_long(end - self._punched))
-            self._punched = end
 
     async def _send(self, line: bytes) -> None:
         message = text(line)
-        entry = b"%sKVMD_OFFSET=%d\nKVMD_LENGTH=%d\nMESSAGE=%s\n" % (
-            self._header,
-            self._logged,
-            len(line),
-            message.encode(),
-        )
-        while not self._journal.offer(entry):
-            await self._journal.writable()
-        self.tail.append(message)
+        if self._log:
+            position = b"KVMD_OFFSET=%d\nKVMD_LENGTH=%d\n" % (self._logged, len(line))
+            entry = b"%s%sMESSAGE=%s\n" % (self._header, position, message.encode())
+            while not self._journal.offer(entry):
+                await self._journal.writable()
         self._logged += len(line)
+        self.tail.append(message)
+        self._heard(message)
 
     async def close(self) -> None:
         """``finish``, and let go."""
         await self.finish()
-        os.close(self._fifo)
-        os.close(self._spool)
+        self.spool.close()
