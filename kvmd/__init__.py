@@ -6,6 +6,55 @@ The way data flows, one way::
                         → one running guest: spawn, scope, tap                             act
                         ← QMP events · pidfd · rtnetlink · serial FIFO                     observe
                         → all guests, reconciled → D-Bus objects · journal                 publish
+
+The rooms, and what each may import of the others: only what stands above it, and acting rooms never each other.
+tests/unit/test_house.py reads this table and the imports::
+
+    room        | what lives there                                      | may import
+
+    pure: no asyncio, no files, no sockets, no clock
+    errors      | what can go wrong: D-Bus name and sentence            |
+    guest       | a guest as typed values, its disks, its NICs          | errors
+    toml_lines  | TOML with line numbers                                | errors
+    values      | one value of a guest file: text → what is meant       | guest toml_lines
+    limits      | [limits]: systemd's resource settings                 | guest toml_lines values
+    schema      | the keys of a guest file, and which of them work yet  | guest limits values
+    claims      | what two guests cannot both have                      | errors guest toml_lines
+    guestfile   | text → guest, or every problem with line and key      | errors guest toml_lines values schema claims
+    qemu        | guest → QEMU's arguments                              | errors guest
+    scope       | guest → scope properties; names of units and objects  | errors guest
+    network     | NICs + host → kernel state wanted; diff               | errors guest
+    nicstatus   | how a NIC is doing: a word and a sentence             | guest network
+    vicinity    | what a guest may be told of its IPv6 neighbours       | guest network
+    frames      | ARP and neighbour discovery as bytes                  |
+    rtnetlink   | rtnetlink messages as bytes                           | guest network
+    terminal    | terminal output as text                               |
+
+    ground: connections that the acting rooms share
+    journal     | entries for journald; kvmd's own events               |
+    sysbus      | the connection to the system bus                      | errors
+
+    acting: each does one kind of thing to the world, and knows of no other
+    accelerator | KVM or not, and why not                               | journal
+    images      | disk images: created, opened                          | errors guest
+    process     | QEMU spawned: its user, its descriptors, its pidfd    | errors
+    qmp         | the few QMP commands and events                       | errors
+    serial      | a guest's FIFO → journal entries, each line once      | errors terminal journal
+    polkit      | may the caller do this: root, or as polkit says       | errors sysbus
+    systemd     | jobs, scopes and units of systemd                     | errors sysbus
+    files       | the files of a directory: read, watched               | errors
+    netlink     | the kernel's network: dump, apply, events; taps       | errors network rtnetlink
+    sysctl      | /proc/sys/net, and what it was before                 | network
+    neighbours  | packets on taps and uplinks: questions and answers    | guest network frames vicinity
+    firewall    | what a guest may not send                             | guest rtnetlink
+
+    joining: each brings together what stands above it
+    console     | a person at a guest's serial port                     | serial
+    lan         | all guests' NICs, reconciled with the kernel          | pure netlink sysctl neighbours firewall
+    machine     | one running guest: start, adopt, stop                 | pure ground acting console lan
+    manager     | all guests: files, start and stop by name             | pure ground acting lan machine
+    bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager
+    __main__    | arguments and wiring                                  | everything
 """
 
 __version__ = "0.1.0"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -13,26 +12,32 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from . import __version__, guestfile
-from .errors import KvmdError, Problem
+from . import __version__, files, guestfile
+from .errors import InvalidConfiguration, KvmdError, Problem
 
 CONFIGURATION = Path("/etc/kvmd")
 
 
-def check(files: Sequence[Path]) -> int:
+def check(paths: Sequence[Path]) -> int:
     """``kvmd --check``: print every problem of every file; the exit status."""
-    sources = []
-    problems = []
-    for path in files or sorted(CONFIGURATION.glob("*.toml")):
+    defaults: tuple[Path, bytes] = (CONFIGURATION / "kvmd.conf", b"")
+    sources: list[tuple[Path, bytes]] = []
+    problems: list[Problem] = []
+    try:
+        defaults = (defaults[0], files.read(defaults[0]) or b"")
+    except InvalidConfiguration as error:
+        problems += error.problems
+    for path in paths or sorted(CONFIGURATION.glob("*.toml")):
         try:
-            sources.append((path, path.read_bytes()))
-        except OSError as error:
-            problems.append(Problem(str(path), 1, "", f"cannot be read: {error.strerror}"))
-    defaults_path = CONFIGURATION / "kvmd.conf"
-    defaults = b""
-    with contextlib.suppress(FileNotFoundError):
-        defaults = defaults_path.read_bytes()
-    problems += guestfile.check(sources, (defaults_path, defaults))
+            source = files.read(path)
+        except InvalidConfiguration as error:
+            problems += error.problems
+            continue
+        if source is None:
+            problems.append(Problem(str(path), 1, "", "there is no such file"))
+        else:
+            sources.append((path, source))
+    problems += guestfile.check(sources, defaults)
     for problem in sorted(problems):
         print(problem)
     return 1 if problems else 0
@@ -49,7 +54,6 @@ async def serve() -> None:
     from .manager import Manager
     from .sysbus import SystemBus
     from .systemd import Systemd
-    from .watch import Watch
 
     loop = asyncio.get_running_loop()
     terminated = asyncio.Event()
@@ -70,7 +74,7 @@ async def serve() -> None:
         service = Service(bus, manager)
         manager.changed = service.refresh
         try:
-            watch = Watch(CONFIGURATION, manager.reload)
+            watch = files.Watch(CONFIGURATION, manager.reload)
             stack.callback(watch.close)
         except OSError as error:
             raise Unavailable(f"cannot watch {CONFIGURATION}: {error.strerror}") from error

@@ -85,5 +85,11 @@ def _absent() -> Kvm:
 
 def _firmware_complaint() -> str:
     """The kernel's line about the firmware, if it wrote one in this boot."""
-    lines = (str(entry.get("MESSAGE", "")) for entry in newest_first(_TRANSPORT="kernel"))
-    return next((line for line in lines if "disabled by bios" in line.lower()), "")
+    boot = None
+    for entry in newest_first(_TRANSPORT="kernel"):
+        boot = boot or entry["_BOOT_ID"]
+        if entry["_BOOT_ID"] != boot:
+            break
+        if "disabled by bios" in str(entry.get("MESSAGE", "")).lower():
+            return str(entry["MESSAGE"])
+    return ""

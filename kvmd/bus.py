@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, Protocol
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
-from .errors import AccessDenied, KvmdError, NoSuchGuest
+from .errors import KvmdError, NoSuchGuest
 from .journal import log
 from .manager import Manager
+from .polkit import CONSOLE, MANAGE, authorise
 from .scope import escape
 from .sysbus import BusError, SystemBus
 
@@ -174,7 +176,7 @@ class GuestObject:
         await self._manager.restart(self._name)
 
     async def Terminate(self) -> None:
-        await self._manager.running(self._name).terminate()
+        await self._manager.terminate(self._name)
 
     async def Shutdown(self) -> None:
         await self._manager.running(self._name).press_power_button()
@@ -187,6 +189,12 @@ class GuestObject:
 
     async def Resume(self) -> None:
         await self._manager.running(self._name).resume()
+
+    async def OpenConsole(self) -> int:
+        return self._manager.running(self._name).open_console()
+
+    async def ReadLog(self, lines: int) -> list[str]:
+        return await self._manager.read_log(self._name, lines)
 
 
 def guest_path(name: str) -> str:
@@ -258,8 +266,13 @@ class Service:
     async def _answer(self, message: Message) -> None:
         try:
             signature, values = await self._run(message)
-            reply = Message.new_method_return(message, signature, values)
-            self._bus.send(reply)
+            fds = [values[0]] if signature == "h" else []
+            reply = Message.new_method_return(message, signature, [0] if fds else values, fds)
+            try:
+                await self._bus.send(reply)
+            finally:
+                for fd in fds:
+                    os.close(fd)
         except KvmdError as error:
             name = error.name if isinstance(error, BusError) else error.dbus_name
             self._bus.send(Message.new_error(message, name, str(error)))
@@ -288,7 +301,8 @@ class Service:
             raise ProtocolError("UnknownInterface", f"{message.path} has no interface {message.interface}")
         signature = self._find(interface, message)
         if message.member not in OPEN:
-            await self._authorise(message)
+            action = CONSOLE if message.member in ("OpenConsole", "ReadLog") else MANAGE
+            await authorise(self._bus, message, action)
         result = await getattr(exported, message.member)(*message.body)
         return signature, [] if signature == "" else [result]
 
@@ -301,15 +315,6 @@ class Service:
         if message.signature != wanted:
             raise ProtocolError("InvalidArgs", f"{message.member} takes {wanted or 'nothing'}, not {message.signature}")
         return answers
-
-    async def _authorise(self, message: Message) -> None:
-        """Root may; an unknown sender may not."""
-        try:
-            uid = await self._bus.uid(message.sender)
-        except BusError as error:
-            raise AccessDenied(f"{message.member} refused: the caller has left the bus") from error
-        if uid != 0:
-            raise AccessDenied(f"{message.member} is for root only (try sudo)")
 
     def _property(self, interface: Interface, exported: Exported, message: Message) -> list[Any]:
         if message.body[0] not in (interface.name, ""):

@@ -1,4 +1,4 @@
-"""Changes in a directory, by inotify(7)."""
+"""The files of a directory: read one, learn by inotify(7) when any changes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from .errors import InvalidConfiguration, Problem
+
 IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x8, 0x40, 0x80, 0x100, 0x200
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def read(path: Path) -> bytes | None:
+    """The file's content; None where there is none. Raises ``InvalidConfiguration``."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InvalidConfiguration([Problem(str(path), 1, "", f"cannot be read: {error.strerror}")]) from error
 
 
 class Watch:

@@ -130,11 +130,10 @@ async def synchronize() -> None:
 
 
 def newest_first(**matches: str) -> Iterator[dict[str, Any]]:
-    """The entries of this boot with these fields. Each step blocks for about a millisecond."""
+    """The entries with these fields. Each step blocks for about a millisecond."""
     from systemd import journal  # the library is loaded only where the journal is read
 
     with journal.Reader(journal.LOCAL_ONLY) as reader:
-        reader.this_boot()
         for key, value in matches.items():
             reader.add_match(f"{key}={value}")
         reader.seek_tail()

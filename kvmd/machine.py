@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from . import images, qemu, scope
 from .accelerator import Kvm
-from .errors import KvmdError, StartFailed, Unavailable
+from .console import Console
+from .errors import KvmdError, StartFailed, Timeout, Unavailable
 from .guest import Guest, Nic
-from .journal import Event, Journal
+from .journal import Event, Journal, newest_first
 from .lan import Lan
 from .process import Descriptors, Process, User, spawn
 from .qmp import Qmp, QmpError
@@ -33,6 +34,7 @@ RUNTIME = Path("/run/kvmd")
 SNAPSHOT = "guest.toml"
 POWER_BUTTON_INTERVAL = 2.0
 QUIT_TIMEOUT = 2.0
+CONSOLE_LINGER = 0.5
 LAST_WORDS_OF = re.compile(r"^(sh: \d+: exec|qemu-system-\w+): ")
 RESULTS = {
     "crashed": "QEMU was killed or crashed",
@@ -76,12 +78,14 @@ class Machine:
         self._timed_out = False
         self._serial: SerialLog | None = None
         self._errors: SerialLog | None = None
+        self._consoles: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._process: Process | None = None
         self.result = "success"
         self.failure = ""
         self.accelerator: Literal["", "kvm", "tcg"] = ""
         self.started = 0
+        self.ready = asyncio.Event()
         self.closed = asyncio.Event()
 
     @property
@@ -100,7 +104,7 @@ class Machine:
 
     @property
     def serial_bytes(self) -> int:
-        return self._serial.taken if self._serial else 0
+        return self._serial.spool.taken if self._serial else 0
 
     async def start(self, kvm: Kvm) -> None:
         """Returns once QEMU runs and the network is applied. Raises ``KvmdError``; nothing is left over then."""
@@ -145,6 +149,8 @@ class Machine:
         self.started = self._start_time()
         await self._register()
         self.state = State.RUNNING
+        if self.guest.serial.ready is None:
+            self._become_ready()
 
     async def adopt(self) -> None:
         """Take over a guest that an earlier daemon started. Raises ``KvmdError``; the guest is left alone then."""
@@ -164,8 +170,9 @@ class Machine:
         self._undo.push_async_callback(self._qmp.close)
         for nic in self.guest.nics:
             self._undo.push_async_callback(self._host.lan.withdraw, nic.tap)
-        await self._log(resume=True)
+        invocation = await self._log(resume=True)
         self.started = self._start_time()
+        self._recall(invocation)
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
         self.state = State.PAUSED if status == "paused" else State.RUNNING
         self._say(Event.ADOPTED, f"Guest {self.guest.name} was running already (PID {self.pid})")
@@ -199,8 +206,11 @@ class Machine:
     def _own_directory(self, undo: AsyncExitStack) -> None:
         undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
         journal, name = self._host.journal, self.guest.name
-        self._serial = SerialLog(name, "serial", self._directory, journal, log=self.guest.serial.log)
-        undo.push_async_callback(self._serial.close)
+        log = self.guest.serial.log
+        self._serial = SerialLog(name, "serial", self._directory, journal, log=log, heard=self._hear)
+        undo.callback(self._serial.spool.close)
+        undo.push_async_callback(self._end_consoles)
+        undo.push_async_callback(self._serial.finish)
         self._errors = SerialLog(name, "qemu", self._directory, journal, log=True)
         undo.push_async_callback(self._errors.close)
 
@@ -254,12 +264,49 @@ class Machine:
             listener.listen(1)
             return listener.detach()
 
-    async def _log(self, *, resume: bool) -> None:
+    async def _log(self, *, resume: bool) -> str:
         assert self._serial is not None
         assert self._errors is not None
         invocation = await self._host.systemd.invocation_id(self.guest.scope)
         self._serial.start(invocation, resume=resume)
         self._errors.start(invocation, resume=resume)
+        return invocation
+
+    def _recall(self, invocation: str) -> None:
+        """Whether the guest has said that it is ready in an earlier daemon's time."""
+        pattern = self.guest.serial.ready
+        logged = newest_first(KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial") if pattern else ()
+        if pattern is None or any(pattern.search(str(entry["MESSAGE"])) for entry in logged):
+            self.ready.set()
+
+    def _hear(self, line: str) -> None:
+        """The guest is ready when it says so."""
+        pattern = self.guest.serial.ready
+        if pattern and not self.ready.is_set() and pattern.search(line):
+            self._become_ready()
+
+    def _become_ready(self) -> None:
+        self.ready.set()
+        self._changed()
+
+    async def wait_ready(self) -> None:
+        """Returns once the guest is ready. Raises ``Timeout``, after cutting its power, or ``StartFailed``."""
+        serial = self.guest.serial
+        ready, closed = (asyncio.create_task(event.wait()) for event in (self.ready, self.closed))
+        try:
+            await asyncio.wait((ready, closed), timeout=serial.ready_timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            closed.cancel()
+        if self.ready.is_set():
+            return
+        wanted = f'it printed no line matching "{serial.ready.pattern if serial.ready else ""}"'
+        if self.closed.is_set():
+            raise StartFailed(f"guest {self.guest.name} ended before it was ready: {wanted}")
+        self._timed_out = True
+        await self.terminate()
+        seconds = f"{serial.ready_timeout:g} s"
+        raise Timeout(f"guest {self.guest.name} was not ready within {seconds}, its power was cut: {wanted}")
 
     def _start_time(self) -> int:
         return (self._directory / "pid").stat().st_mtime_ns // 1000
@@ -380,6 +427,26 @@ class Machine:
         await self._process.ended.wait()
 
     # steer
+
+    def open_console(self) -> int:
+        """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
+        assert self._serial is not None
+        try:
+            console = Console(self._serial.spool, self._directory / "serial.in")
+        except OSError as error:
+            raise Unavailable(f"cannot open a console of guest {self.guest.name}: {error.strerror}") from error
+        task = asyncio.create_task(console.run(), name=f"console of {self.guest.name}")
+        self._consoles.add(task)
+        task.add_done_callback(self._consoles.discard)
+        return console.take_theirs()
+
+    async def _end_consoles(self) -> None:
+        """Let them show the guest's last words; one that nobody reads is not waited for."""
+        if self._consoles:
+            _, stuck = await asyncio.wait(self._consoles, timeout=CONSOLE_LINGER)
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
 
     async def press_power_button(self) -> None:
         await self._qmp.execute("system_powerdown")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from syslog import LOG_ERR
 from typing import Any
 
 from dbus_next.signature import Variant
 
-from . import __version__, accelerator, guestfile
+from . import __version__, accelerator, files, guestfile
 from .accelerator import Kvm
 from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
 from .guest import Guest
-from .journal import Event, Journal, synchronize
+from .journal import Event, Journal, newest_first, synchronize
 from .lan import Lan
 from .machine import RUNTIME, SNAPSHOT, Host, Machine, State
 from .nicstatus import NicStatus
@@ -27,6 +28,8 @@ from .systemd import Systemd
 
 CONFIGURATION = Path("/etc/kvmd")
 DEFAULTS = "kvmd.conf"
+LOG_LINES = 10_000
+LONGEST_BACK_OFF = 60.0
 
 
 @dataclass
@@ -98,7 +101,7 @@ class Manager:
             "UUID": str(guest.uuid),
             "State": known.state.value,
             "Result": known.run.result if known.run else "success",
-            "Ready": known.state is State.RUNNING or known.state is State.PAUSED,
+            "Ready": run is not None and run.ready.is_set(),
             "Unit": guest.unit,
             "PID": run.pid if run else 0,
             "Accelerator": run.accelerator if run else "",
@@ -149,6 +152,13 @@ class Manager:
             raise Busy(f"guest {name} is just being started")
         return known.run
 
+    async def read_log(self, name: str, lines: int) -> list[str]:
+        """The guest's last serial lines of this boot, oldest first, also of runs that are over."""
+        self._get(name)
+        entries = newest_first(KVMD_GUEST=name, KVMD_STREAM="serial")
+        newest = await asyncio.to_thread(lambda: list(islice(entries, min(lines, LOG_LINES))))
+        return [str(entry["MESSAGE"]) for entry in reversed(newest)]
+
     def by_pid(self, pid: int) -> str:
         for known in self._known.values():
             if pid and known.on and known.run and known.run.pid == pid:
@@ -160,9 +170,12 @@ class Manager:
     async def start(self, name: str) -> None:
         """Start a guest, and its unit with it; returns once it runs. Starting a running guest is no error."""
         known = self._get(name)
-        if known.on and known.state in (State.RUNNING, State.PAUSED):
+        if known.run and known.starting is None and known.state in (State.RUNNING, State.PAUSED):
+            await known.run.wait_ready()
             return
-        if known.run:  # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
+        if (
+            known.run and known.starting is None
+        ):  # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
             await self._systemd.settled(f"kvmd@{name}.service")
         task = self._starting(known)
         # The unit's own LaunchUnit joins this very start, whichever of the two comes first.
@@ -187,8 +200,10 @@ class Manager:
     async def launch_unit(self, name: str) -> None:
         """kvmd@NAME.service starts: the guest runs when this returns."""
         known = self._get(name)
-        if known.on and known.state in (State.RUNNING, State.PAUSED):
+        if known.run and known.starting is None and known.state in (State.RUNNING, State.PAUSED):
+            await known.run.wait_ready()
             return
+        await self._back_off(f"kvmd@{name}.service")
         alone = known.starting is None
         task = self._starting(known)
         try:
@@ -199,6 +214,14 @@ class Manager:
         if known.run and await self._systemd.state(f"kvmd@{name}.service") not in ("activating", "active"):
             await known.run.terminate()  # stopped while it was starting
 
+    async def _back_off(self, unit: str) -> None:
+        """A guest that ends again and again is started again at growing intervals. Raises ``Busy`` if it is not."""
+        restarts = await self._systemd.restarts(unit)
+        if restarts > 1:
+            await asyncio.sleep(min(2.0 ** (restarts - 1), LONGEST_BACK_OFF))
+            if await self._systemd.state(unit) != "activating":
+                raise Busy(f"{unit} was stopped before its next start")
+
     def _starting(self, known: Known) -> asyncio.Task[None]:
         """The start in progress, or a new one."""
         if known.starting:
@@ -207,10 +230,8 @@ class Manager:
             raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
         if known.guest is None:
             raise InvalidConfiguration(known.problems)
-        known.starting = task = asyncio.create_task(self._start(known, known.guest), name=f"start {known.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        known.starting = self._background(self._start(known, known.guest), f"start {known.name}")
+        return known.starting
 
     async def _start(self, known: Known, guest: Guest) -> None:
         if guest.accelerator != "tcg" and not self._kvm.usable:
@@ -220,15 +241,32 @@ class Manager:
         self._declare()
         try:
             await known.run.start(self._kvm)
+            await known.run.wait_ready()
         finally:
             self.changed(known.name)
 
     async def stop(self, name: str) -> None:
         """Stop a guest through its unit, so that systemd knows that it was asked for; returns once it is off."""
         known = self._get(name)
-        with contextlib.suppress(BusError):
-            await self._systemd.stop_unit(f"kvmd@{name}.service")
+        await self._stop_unit(f"kvmd@{name}.service")
         await self._halt(known)
+
+    async def terminate(self, name: str) -> None:
+        """Cut the power; returns once it is off. systemd is told that it was asked for."""
+        run = self.running(name)
+        if run.guest.restart != "no":
+            self._background(self._stop_unit(f"kvmd@{name}.service"), f"stop {name}")
+        await run.terminate()
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _stop_unit(self, unit: str) -> None:
+        with contextlib.suppress(BusError):
+            await self._systemd.stop_unit(unit)
 
     async def halt_unit(self, name: str) -> None:
         """kvmd@NAME.service stops: the guest is off when this returns."""
@@ -257,45 +295,56 @@ class Manager:
 
     def reload(self) -> None:
         """Read the guest files again; what runs stays as it was started."""
+        before = self._said_to_systemd()
         names = self._read_files()
         self._declare()
+        if self._said_to_systemd() != before:
+            self._background(self._systemd.reload(), "daemon-reload")
         for name in (*names, None):
             self.changed(name)
+
+    def _said_to_systemd(self) -> dict[str, tuple[bool, str]]:
+        """What kvmd-generator makes units of."""
+        guests = (known.guest for known in self._known.values() if known.guest)
+        return {
+            guest.name: (guest.autostart, guest.restart) for guest in guests if guest.autostart or guest.restart != "no"
+        }
 
     def _read_files(self) -> list[str]:
         """The names of all guests that were known or are now."""
         problems: list[Problem] = []
         defaults: Mapping[str, Any] = {}
         defaults_source = b""
-        with contextlib.suppress(FileNotFoundError):
-            defaults_source = (CONFIGURATION / DEFAULTS).read_bytes()
+        defaults_file = CONFIGURATION / DEFAULTS
         try:
-            defaults = guestfile.parse_defaults(defaults_source, CONFIGURATION / DEFAULTS)
+            defaults_source = files.read(defaults_file) or b""
+            defaults = guestfile.parse_defaults(defaults_source, defaults_file)
         except InvalidConfiguration as error:
             problems += error.problems
+        unusable = list(problems)  # a guest must not start without the limits that kvmd.conf meant to set
         for known in self._known.values():
             known.guest, known.problems = None, []
-        files = {}
+        parsed = {}
         for path in sorted(CONFIGURATION.glob("*.toml")):
             known = self._known.setdefault(path.stem, Known(path.stem))
             try:
-                source = path.read_bytes()
-                files[path.stem] = guestfile.parse(source, path, self._ids, defaults)
-                known.guest = files[path.stem].guest
+                source = files.read(path)
+                if source is None:  # removed just now
+                    continue
+                parsed[path.stem] = guestfile.parse(source, path, self._ids, defaults)
+                known.guest = None if unusable else parsed[path.stem].guest
+                known.problems = unusable
                 known.snapshot = {SNAPSHOT: source, DEFAULTS: defaults_source}
-            except FileNotFoundError:  # removed just now
-                continue
-            except OSError as error:
-                known.problems = [Problem(str(path), 1, "", f"cannot be read: {error.strerror}")]
             except InvalidConfiguration as error:
                 known.problems = error.problems
-            problems += known.problems
-        for problem in guestfile.conflicts(files.values()):
+                problems += known.problems
+        for problem in guestfile.conflicts(parsed.values()):
             known = self._known[Path(problem.file).stem]
             known.guest, known.problems = None, [*known.problems, problem]
             problems.append(problem)
         for problem in sorted(set(problems) - set(self._problems)):
-            self._journal.say(Event.FILE, str(problem), Path(problem.file).stem, LOG_ERR)
+            file = Path(problem.file)
+            self._journal.say(Event.FILE, str(problem), file.stem if file != defaults_file else None, LOG_ERR)
         self._problems = sorted(problems)
         names = list(self._known)
         self._known = {name: known for name, known in self._known.items() if known.guest or known.problems or known.on}

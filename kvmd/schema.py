@@ -109,10 +109,7 @@ GUEST = Table(
 WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {
     ("firmware",): ("bios",),
     ("profile",): ("linux", "bsd", "legacy"),
-    ("restart",): ("no",),
     ("network", "configure"): (False,),
-    ("serial", "ready"): (),
-    ("serial", "ready_timeout"): (300.0,),
     ("credentials",): ({},),
     ("cloud_init",): ({},),
     ("display", "vnc"): (False,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -146,8 +147,10 @@ class SystemBus:
         """Have ``handler`` see each method call; it returns whether the call is its own to answer."""
         self._serve = handler
 
-    def send(self, message: Message) -> None:
-        self._bus.send(message)
+    def send(self, message: Message) -> asyncio.Future[None]:
+        """Send a message; the future is done once it has left, with its descriptors."""
+        sent: asyncio.Future[None] = self._bus.send(message)
+        return sent
 
     async def own(self, name: str) -> None:
         """Own a well-known name, or raise ``Unavailable``: another instance must not run beside this one."""

@@ -110,6 +110,16 @@ class Systemd:
     async def _state(self, path: str) -> str:
         return str(await self._bus.get((MANAGER[0], path, UNIT), "ActiveState"))
 
+    async def restarts(self, unit: str) -> int:
+        """How often in a row systemd has started the unit again by Restart=."""
+        (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
+        return int(await self._bus.get((MANAGER[0], path, "org.freedesktop.systemd1.Service"), "NRestarts"))
+
+    async def reload(self) -> None:
+        """Have the generators run again (daemon-reload)."""
+        with contextlib.suppress(BusError):  # ours is not the only reload; systemd says so in the journal
+            await self._bus.call(MANAGER, "Reload")
+
     async def settled(self, unit: str) -> None:
         """Returns once PID 1 no longer holds the unit for active or stopping."""
         try:
