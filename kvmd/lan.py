@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import IPv6Address
 from itertools import groupby
@@ -67,11 +68,17 @@ class Lan:
     async def __aenter__(self) -> Self:
         """Looks at the host, changes nothing. Raises Unavailable."""
         try:
-            self._kernel = Kernel()
-            self._events = Events(self._heard, self._overflowed)
-            self._neighbours = Neighbours(self._conflicting)
-            self._firewall = Firewall(lambda: self._schedule(every=True))
-            self._survey(links=True)
+            async with AsyncExitStack() as stack:
+                self._kernel = Kernel()
+                stack.callback(self._kernel.close)
+                self._events = Events(self._heard, self._overflowed)
+                stack.callback(self._events.close)
+                self._neighbours = Neighbours(self._conflicting)
+                stack.push_async_callback(self._neighbours.close)
+                self._firewall = Firewall(lambda: self._schedule(every=True))
+                stack.callback(self._firewall.close)
+                self._survey(links=True)
+                self._open = stack.pop_all()
         except OSError as error:
             hint = "are CAP_NET_ADMIN and CAP_NET_RAW there, and the package libnftables1?"
             raise Unavailable(f"cannot talk to the kernel's network: {error} ({hint})") from error
@@ -86,10 +93,7 @@ class Lan:
                 handle.cancel()
         for future in set().union(*self._waiting.values()):
             future.cancel()
-        self._events.close()
-        self._kernel.close()
-        self._firewall.close()
-        await self._neighbours.close()
+        await self._open.aclose()
 
     # --- what others want ---------------------------------------------------------------------------------------------
 
@@ -225,8 +229,11 @@ class Lan:
         for name in self._taps:
             if address in self._nics[name].addresses:
                 sentence = f"{address} is also used by the machine with MAC {mac} on {self._name(uplink)}"
-                self._conflicts[name] = asyncio.get_running_loop().time() + CONFLICT_MEMORY, sentence
-                self._schedule({name})
+                now = asyncio.get_running_loop().time()
+                until, known = self._conflicts.get(name, (0.0, ""))
+                self._conflicts[name] = now + CONFLICT_MEMORY, sentence
+                if sentence != known or until < now:
+                    self._schedule({name})
 
     # --- the pass -----------------------------------------------------------------------------------------------------
 
@@ -335,12 +342,16 @@ class Lan:
 
     def _tell(self, name: str, tap: Link | None, things: list[Thing], failures: list[Failure], unguarded: str) -> None:
         nic, before = self._nics[name], self.status(name)
+        uplink = self._uplink(nic)
         until, conflict = self._conflicts.get(name, (0.0, ""))
         current = conflict if asyncio.get_running_loop().time() < until else ""
-        status = assess(nic, tap, self._uplink(nic), current, things, failures, unguarded)
+        status = assess(nic, tap, uplink, current, things, failures, unguarded)
         if status == before:
             return
         self._statuses[name] = status
+        if before.state == "absent" and uplink is not None and (strangers := self._host.strangers(nic, uplink)):
+            text = ", ".join(map(str, strangers))
+            self._report(name, f"{text} of {name}: not in a prefix of {uplink.name}, only routers can find it", NOTICE)
         if status.detail and status.detail != before.detail:
             self._report(name, status.detail, ERROR if status.state == "failed" else WARNING)
         elif before.detail and status.state == "up":

@@ -39,6 +39,7 @@ LAST_WORDS_OF = re.compile(r"^(sh: \d+: exec|qemu-system-\w+): ")
 RESULTS = {
     "crashed": "QEMU was killed or crashed",
     "guest-panic": "its kernel panicked",
+    "oom-kill": "it was killed for lack of memory (its MemoryMax must exceed the guest's memory by some 100 MiB)",
 }
 
 
@@ -352,7 +353,7 @@ class Machine:
         assert self._process
         await self._process.ended.wait()
         await self._qmp.drain()
-        state, result = self._verdict()
+        state, result = await self._verdict()
         try:
             await self._undo.aclose()
         except (KvmdError, OSError) as error:
@@ -363,14 +364,15 @@ class Machine:
             self._say(Event.FAILED, f"Guest {self.guest.name} failed: {RESULTS[result]}", LOG_ERR)
         self._close(state, result)
 
-    def _verdict(self) -> tuple[State, str]:
+    async def _verdict(self) -> tuple[State, str]:
         """By the last SHUTDOWN event (qapi/run-state.json); a QEMU that was killed or crashed sends none."""
+        limits = await self._host.systemd.scope_result(self.guest.scope) if not self._end else ""
         if self._timed_out:
             return State.STOPPED, "timeout"
         if self._end == "guest-panic":
             return State.FAILED, "guest-panic"
         if not self._end:
-            return State.FAILED, "crashed"
+            return State.FAILED, "oom-kill" if limits == "oom-kill" else "crashed"
         return State.STOPPED, "success"
 
     def _close(self, state: State, result: str) -> None:
@@ -427,6 +429,15 @@ class Machine:
         await self._process.ended.wait()
 
     # steer
+
+    async def set_limits(self, guest: Guest, snapshot: Mapping[str, bytes]) -> None:
+        """Go on as ``guest``, which differs in its limits only. Raises ``KvmdError``."""
+        await self._host.systemd.set_properties(
+            self.guest.scope, [(limit.property, limit.signature, limit.value) for limit in guest.limits]
+        )
+        self.guest = guest
+        for name, content in snapshot.items():
+            (self._directory / name).write_bytes(content)
 
     def open_console(self) -> int:
         """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""

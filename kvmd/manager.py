@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from syslog import LOG_ERR
@@ -300,8 +300,23 @@ class Manager:
         self._declare()
         if self._said_to_systemd() != before:
             self._background(self._systemd.reload(), "daemon-reload")
+        for known in self._known.values():
+            if known.guest and known.run and known.on and known.guest.limits != known.run.guest.limits:
+                self._background(self._set_limits(known, known.guest, known.run), f"limits of {known.name}")
         for name in (*names, None):
             self.changed(name)
+
+    async def _set_limits(self, known: Known, guest: Guest, run: Machine) -> None:
+        """New limits hold at once, where nothing else has changed and none was taken away."""
+        kept = {limit.property for limit in run.guest.limits} <= {limit.property for limit in guest.limits}
+        if not kept or replace(guest, limits=run.guest.limits) != run.guest:
+            return
+        try:
+            await run.set_limits(guest, known.snapshot)
+        except (KvmdError, OSError) as error:
+            message = f"The new [limits] of guest {known.name} do not hold before its next start: {error}"
+            self._journal.say(Event.FILE, message, known.name, LOG_ERR)
+        self.changed(known.name)
 
     def _said_to_systemd(self) -> dict[str, tuple[bool, str]]:
         """What kvmd-generator makes units of."""

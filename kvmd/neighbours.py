@@ -48,7 +48,8 @@ from kvmd.vicinity import Verdict, Vicinity
 PROBES, INTERVAL = 3, 0.08  # RFC 5227 waits some seconds; a start does not: a machine on the LAN answers in 1 ms
 SO_ATTACH_FILTER = 26
 LOT = 64  # frames read before other tasks have their turn
-RATE, BURST = 500.0, 1000.0  # solicitations answered per second and tap
+RATE, BURST = 100.0, 300.0  # solicitations answered per second and tap; an honest guest asks for a handful
+MUTE = 1.0  # seconds for which the kernel's filter drops those of a tap that asked for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Neighbours:
         self._uplinks: Mapping[int, Wire] = {}
         self._macs: frozenset[str] = frozenset()
         self._buckets: dict[int, _Bucket] = {}
+        self._muted: dict[int, asyncio.TimerHandle] = {}
         self._questions: list[_Question] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._filters: tuple[bytes, bytes] | None = None
@@ -104,6 +106,8 @@ class Neighbours:
 
     async def close(self) -> None:
         loop = asyncio.get_running_loop()
+        for handle in self._muted.values():
+            handle.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -197,10 +201,23 @@ class Neighbours:
             return
         source, target, kind = IPv6Address(frame[22:38]), IPv6Address(frame[62:78]), frame[54]
         if index in self._taps:
-            if kind == SOLICITATION and self._buckets[index].take(asyncio.get_running_loop().time()):
+            if kind != SOLICITATION or index in self._muted:
+                return
+            if self._buckets[index].take(asyncio.get_running_loop().time()):
                 self._solicited(index, name, frame[6:12], source, target)
+            else:
+                self._mute(index)
         elif frame[6:12].hex(":") not in self._macs:
             self._somebody_has(index, target, frame[6:12].hex(":"), claim=kind == ADVERTISEMENT)
+
+    def _mute(self, tap: int) -> None:
+        """All taps share one socket: one guest's flood must not displace the others' questions."""
+        self._muted[tap] = asyncio.get_running_loop().call_later(MUTE, self._unmute, tap)
+        self._filter()
+
+    def _unmute(self, tap: int) -> None:
+        del self._muted[tap]
+        self._filter()
 
     def _solicited(self, index: int, name: str, mac: bytes, source: IPv6Address, target: IPv6Address) -> None:
         vicinity, tap = self._taps[index], Link(index, name)
@@ -237,7 +254,10 @@ class Neighbours:
         watched = set().union(*self._claims.values(), (question.address for question in self._questions))
         four = sorted(int(address) for address in watched if address.version == 4)
         six = sorted({int(address) & 0xFFFFFFFF for address in watched if address.version == 6})
-        programs = pack(arp_filter(uplinks, four)), pack(nd_filter(sorted(self._taps), uplinks, six))
+        programs = (
+            pack(arp_filter(uplinks, four)),
+            pack(nd_filter(sorted(self._taps.keys() - self._muted), uplinks, six)),
+        )
         if programs != self._filters:
             _attach(self._arp, programs[0])
             _attach(self._nd, programs[1])

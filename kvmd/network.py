@@ -90,6 +90,11 @@ class Host:
         own.sort(key=lambda interface: target not in interface.network)  # stable: the kernel's order otherwise
         return own[0].ip if own else None
 
+    def strangers(self, nic: Nic, uplink: Link) -> list[Address]:
+        """Addresses of ``nic`` that lie in no prefix of ``uplink``'s LAN: its machines will ask a router for them."""
+        prefixes = [*self.on_link(uplink), *(interface.network for interface in self.addresses.get(uplink.index, ()))]
+        return [address for address in nic.addresses if not any(address in prefix for prefix in prefixes)]
+
     def on_link(self, uplink: Link) -> list[Network]:
         """Prefixes of ``uplink``'s LAN, link-local and multicast ones left out."""
         return [
@@ -118,6 +123,9 @@ class Setting:
     def key(self) -> tuple[object, ...]:
         return ("setting", self.table, self.device, self.name)
 
+    def __str__(self) -> str:
+        return f"{self.table} {self.name}={self.value}"
+
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
@@ -131,6 +139,9 @@ class LinkState:
     @property
     def key(self) -> tuple[object, ...]:
         return ("link", self.device)
+
+    def __str__(self) -> str:
+        return f"tap up, MAC {self.mac}, MTU {self.mtu}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +158,9 @@ class Route:
     def key(self) -> tuple[object, ...]:
         return ("route", self.prefix, self.metric, self.device)
 
+    def __str__(self) -> str:
+        return f"route to {self.prefix}" + (f" with source {self.source}" if self.source else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
@@ -160,6 +174,9 @@ class Neighbour:
     def key(self) -> tuple[object, ...]:
         return ("neighbour", self.device, self.address)
 
+    def __str__(self) -> str:
+        return f"neighbour {self.address} with MAC {self.mac}"
+
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
@@ -172,6 +189,9 @@ class Proxy:
     @property
     def key(self) -> tuple[object, ...]:
         return ("proxy", self.device, self.address)
+
+    def __str__(self) -> str:
+        return f"proxy entry for {self.address}"
 
 
 Thing = Setting | LinkState | Route | Neighbour | Proxy

@@ -25,7 +25,7 @@ def properties(guest: Guest, pid: int) -> list[tuple[str, str, object]]:
         ("Before", "as", [guest.unit]),
         ("RefuseManualStop", "b", True),
         ("TimeoutStopUSec", "t", round((guest.stop_timeout + STOP_MARGIN) * 1_000_000)),
-        ("CollectMode", "s", "inactive-or-failed"),
+        ("CollectMode", "s", "inactive"),
         *((limit.property, limit.signature, limit.value) for limit in guest.limits),
     ]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 from dbus_next.message import Message
 from dbus_next.signature import Variant
@@ -77,12 +78,39 @@ class Systemd:
         Raises ``StartFailed`` with systemd's reason.
         """
         values = [[key, Variant(signature, value)] for key, signature, value in properties]
+        start: tuple[Any, ...] = ("StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", values, [])
         try:
-            result = await self._job("StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", values, [])
+            try:
+                result = await self._job(*start)
+            except BusError as error:
+                if error.name != "org.freedesktop.systemd1.UnitExists":
+                    raise
+                await self.reset_failed(name)  # one that failed while nobody was there to look
+                result = await self._job(*start)
         except BusError as error:
             raise StartFailed(f"systemd refused the scope {name}: {error}") from error
         if result != "done":
             raise StartFailed(f"systemd could not start the scope {name}: job {result}")
+
+    async def set_properties(self, unit: str, properties: Properties) -> None:
+        """Change properties of a running unit, until it ends (SetUnitProperties). Raises ``BusError``."""
+        values = [[key, Variant(signature, value)] for key, signature, value in properties]
+        await self._bus.call(MANAGER, "SetUnitProperties", "sba(sv)", unit, True, values)
+
+    async def reset_failed(self, unit: str) -> None:
+        with contextlib.suppress(BusError):  # not loaded, or not failed
+            await self._bus.call(MANAGER, "ResetFailedUnit", "s", unit)
+
+    async def scope_result(self, scope: str) -> str:
+        """How a scope that has ended did: ``success``, ``oom-kill``, ``timeout`` … (Result of systemd.scope(5))."""
+        await self.settled(scope)
+        try:
+            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", scope)
+            result = await self._bus.get((MANAGER[0], path, "org.freedesktop.systemd1.Scope"), "Result")
+        except BusError:  # systemd has forgotten it already: it did not fail
+            return "success"
+        await self.reset_failed(scope)
+        return str(result)
 
     async def kill(self, unit: str) -> None:
         """SIGKILL for every process of the unit."""

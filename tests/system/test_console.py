@@ -65,7 +65,9 @@ def test_a_guest_that_is_never_ready(guests: Guests) -> None:
     guests.linux("late", extra='[serial]\nready = "no such line"\nready_timeout = "1s"\n')
     failed = guests.host.run("systemctl", "start", "kvmd@late", check=False)
     assert failed.returncode == 1
-    assert 'not ready within 1 s, its power was cut: it printed no line matching "no such line"' in guests.status("late")
+    assert 'not ready within 1 s, its power was cut: it printed no line matching "no such line"' in guests.status(
+        "late"
+    )
     assert guests.get("late", "State") != "running"
     assert guests.get("late", "Result") == "timeout"
 

@@ -80,6 +80,18 @@ def test_qemu_killed(guests: Guests) -> None:
     guests.start("victim")  # a failed guest starts again
 
 
+@pytest.mark.complaints("Guest panic failed")
+def test_guest_panics(guests: Guests) -> None:
+    guests.linux("panic")
+    guests.start("panic")
+    since = guests.host.cursor()
+    guests.host.run("sh", "-c", "echo panic > /run/kvmd/panic/serial.in")
+    guests.host.wait_journal("KVMD_GUEST=panic", message="Guest panic failed: its kernel panicked", since=since)
+    guests.host.wait_journal("UNIT=kvmd@panic.service", message="Failed with result", since=since)
+    assert guests.get("panic", "Result") == "guest-panic"
+    assert guests.active("panic") == "failed"
+
+
 def test_guest_reboot_is_no_end(guests: Guests) -> None:
     guests.linux("again")
     guests.start("again")

@@ -60,6 +60,11 @@ def test_limits_hold(vm: lab.VM) -> None:
     cgroup = Path("/sys/fs/cgroup/machine.slice/kvmd-limited.scope")
     values = [vm.read(cgroup / name).strip() for name in ("memory.max", "cpu.max", "pids.max", "cpu.weight")]
     assert values == [str(400 << 20), "50000 100000", "64", "50"]
+    # New limits hold at once, and a guest that needs more memory than it may have is told from one that crashed.
+    guests.linux("limited", extra='[limits]\nMemoryMax = "40M"\nCPUQuota = "50%"\nTasksMax = 64\n')
+    vm.wait_journal("KVMD_GUEST=limited", message="killed for lack of memory", timeout=60)
+    assert guests.get("limited", "Result") == "oom-kill"
+    assert guests.active("limited") == "failed"
     guests.clear()
 
 

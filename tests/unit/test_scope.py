@@ -25,7 +25,7 @@ def test_properties() -> None:
         ("Before", "as", ["kvmd@web.service"]),
         ("RefuseManualStop", "b", True),
         ("TimeoutStopUSec", "t", 30_000_000),
-        ("CollectMode", "s", "inactive-or-failed"),
+        ("CollectMode", "s", "inactive"),
     ]
 
 
