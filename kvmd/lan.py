@@ -56,6 +56,7 @@ class Lan:
         self._host = Host()
         self._links: dict[int, Link] = {}
         self._taps: dict[str, Link] = {}  # declared, present, not over
+        self._plans: dict[str, tuple[Host, tuple[Nic, Link, Link | None], list[Thing]]] = {}
         self._statuses: dict[str, NicStatus] = {}
         self._conflicts: dict[str, tuple[float, str]] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
@@ -281,8 +282,19 @@ class Lan:
         nics = [self._nics[name] for name in scope]
         if any(item.version == 6 for nic in nics for item in (*nic.addresses, *nic.routes)):
             others = [link.index for link in self._links.values() if link.name not in self._nics]
-            self._host = replace(self._host, learners=self._sysctls.learners(others))
-        return {nic.tap: network.wanted(nic, scope[nic.tap], self._uplink(nic), self._host) for nic in nics}
+            learners = self._sysctls.learners(others)
+            if learners != self._host.learners:
+                self._host = replace(self._host, learners=learners)
+        return {nic.tap: self._plan(nic, scope[nic.tap]) for nic in nics}
+
+    def _plan(self, nic: Nic, tap: Link) -> list[Thing]:
+        """Made once for as long as everything it depends on is the same: most passes find nothing new."""
+        ground = (nic, tap, self._uplink(nic))
+        host, known, things = self._plans.get(nic.tap, (None, None, []))
+        if host is not self._host or known != ground:
+            things = network.wanted(*ground, self._host)
+            self._plans[nic.tap] = self._host, ground, things
+        return things
 
     def _difference(self, wanted: list[Thing], scope: dict[str, Link], every: bool) -> list[Operation]:
         """What to do. Present is, in the order it is made in: settings, taps, neighbours, routes, proxies."""

@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
-import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
 from typing import Any, Literal
 
@@ -27,11 +24,10 @@ from .journal import Event, Journal, newest_first
 from .lan import Lan
 from .process import Descriptors, Process, User, spawn
 from .qmp import Qmp, QmpError
-from .serial import SerialLog, make_fifo
+from .runtime import Runtime
+from .serial import SerialLog
 from .systemd import Systemd
 
-RUNTIME = Path("/run/kvmd")
-SNAPSHOT = "guest.toml"
 POWER_BUTTON_INTERVAL = 2.0
 QUIT_TIMEOUT = 2.0
 CONSOLE_LINGER = 0.5
@@ -63,6 +59,29 @@ class Host:
     journal: Journal
 
 
+async def bury(name: str, journal: Journal) -> None:
+    """Log what is left in the spools of a guest that ended while there was no daemon, and remove its directory."""
+    runtime = Runtime(name)
+    invocation = runtime.invocation()
+    for stream in ("serial", "qemu") if invocation else ():
+        with contextlib.suppress(StartFailed):
+            rest = SerialLog(name, stream, runtime.path, journal, log=True)
+            rest.start(invocation, resume=True)
+            await rest.close()
+    runtime.remove()
+
+
+async def all_of(*work: Coroutine[Any, Any, None]) -> None:
+    """Do everything at once; the first failure ends the rest, and is raised."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Machine:
     """A guest from the moment it is asked to start until all it left is gone; ``closed`` is set then."""
 
@@ -71,7 +90,7 @@ class Machine:
         self._snapshot = snapshot
         self._host = host
         self._changed = changed
-        self._directory = RUNTIME / guest.name
+        self._runtime = Runtime(guest.name)
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event)
@@ -127,13 +146,13 @@ class Machine:
         user = User.find()
         if accelerator == "kvm" and kvm.group is not None:
             user = replace(user, groups=(kvm.group,))
-        self._make_directory(user)
-        self._own_directory(undo)
+        stop_timeout = f"{self.guest.stop_timeout}\n".encode()
+        self._runtime.make({**self._snapshot, "stop_timeout": stop_timeout}, user.uid, user.gid)
+        self._own_runtime(undo)
         with Descriptors() as descriptors:
             handles = await self._hand_over(accelerator, descriptors, undo)
             argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
-            stderr = os.open(self._directory / "qemu.out", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            descriptors.numbers.append(stderr)
+            stderr = descriptors.take(self._runtime.stderr())
             process, release, give_up = await spawn(argv, descriptors, user, stderr)
         self._own_process(undo, process)
         try:
@@ -143,36 +162,35 @@ class Machine:
             raise
         release()
         await self._log(resume=False)
-        await asyncio.gather(self._greet(undo), *(self._connect(nic) for nic in self.guest.nics))
-        for name in ("serial.in", "serial.out", "qemu.out"):  # no other guest's QEMU, though of the same user, opens it
-            os.chown(self._directory / name, 0, 0)
-        (self._directory / "pid").write_text(f"{process.pid}\n")
-        self.started = self._start_time()
+        await all_of(self._greet(undo), *(self._connect(nic) for nic in self.guest.nics))
+        self._runtime.lock()
+        self._runtime.write({"pid": f"{process.pid}\n".encode()})
+        self.started = self._runtime.started()
         await self._register()
         self.state = State.RUNNING
         if self.guest.serial.ready is None:
             self._become_ready()
 
-    async def adopt(self) -> None:
+    async def adopt(self, pid: int) -> None:
         """Take over a guest that an earlier daemon started. Raises ``KvmdError``; the guest is left alone then."""
         async with AsyncExitStack() as undo:
             try:
-                pid = int((self._directory / "pid").read_text())
                 process = Process(pid)
-            except (OSError, ValueError) as error:
-                raise StartFailed(f"cannot find QEMU of guest {self.guest.name}: {error}") from error
+            except OSError as error:
+                raise StartFailed(f"its QEMU (PID {pid}) cannot be found: {error.strerror}") from error
             undo.callback(process.close)
-            await self._qmp.connect(self._directory / "qmp")
+            undo.push_async_callback(self._qmp.close)
+            await self._qmp.connect(self._runtime.path / "qmp")
             self.accelerator = "kvm" if (await self._qmp.execute("query-kvm"))["enabled"] else "tcg"
             status = (await self._qmp.execute("query-status"))["status"]
             undo.pop_all()
-        self._own_directory(self._undo)
+        self._own_runtime(self._undo)
         self._own_process(self._undo, process)
         self._undo.push_async_callback(self._qmp.close)
         for nic in self.guest.nics:
             self._undo.push_async_callback(self._host.lan.withdraw, nic.tap)
         invocation = await self._log(resume=True)
-        self.started = self._start_time()
+        self.started = self._runtime.started()
         self._recall(invocation)
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
         self.state = State.PAUSED if status == "paused" else State.RUNNING
@@ -189,30 +207,15 @@ class Machine:
         self._say(Event.EMULATED, warning, LOG_WARNING)
         return "tcg"
 
-    def _make_directory(self, user: User) -> None:
-        """/run/kvmd/NAME: root's, and QEMU's user may pass through it."""
-        try:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory.mkdir(parents=True)
-            os.chown(self._directory, 0, user.gid)
-            self._directory.chmod(0o710)
-            for name, content in self._snapshot.items():
-                (self._directory / name).write_bytes(content)
-            (self._directory / "stop_timeout").write_text(f"{self.guest.stop_timeout}\n")
-            for name in ("serial.in", "serial.out", "qemu.out"):
-                make_fifo(self._directory / name, user.uid, user.gid)
-        except OSError as error:
-            raise StartFailed(f"cannot make {self._directory}: {error.strerror}") from error
-
-    def _own_directory(self, undo: AsyncExitStack) -> None:
-        undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
-        journal, name = self._host.journal, self.guest.name
+    def _own_runtime(self, undo: AsyncExitStack) -> None:
+        undo.callback(self._runtime.remove)
+        journal, name, directory = self._host.journal, self.guest.name, self._runtime.path
         log = self.guest.serial.log
-        self._serial = SerialLog(name, "serial", self._directory, journal, log=log, heard=self._hear)
+        self._serial = SerialLog(name, "serial", directory, journal, log=log, heard=self._hear)
         undo.callback(self._serial.spool.close)
         undo.push_async_callback(self._end_consoles)
         undo.push_async_callback(self._serial.finish)
-        self._errors = SerialLog(name, "qemu", self._directory, journal, log=True)
+        self._errors = SerialLog(name, "qemu", directory, journal, log=True)
         undo.push_async_callback(self._errors.close)
 
     def _own_process(self, undo: AsyncExitStack, process: Process) -> None:
@@ -243,9 +246,9 @@ class Machine:
             taps.append((descriptors.lend(tap),))
         return qemu.Handles(
             accelerator=accelerator,
-            qmp_fd=descriptors.take(self._listen("qmp")),
-            spare_qmp_fd=descriptors.take(self._listen("qmp.spare")),
-            serial=self._directory / "serial",
+            qmp_fd=descriptors.take(self._runtime.listen("qmp")),
+            spare_qmp_fd=descriptors.take(self._runtime.listen("qmp.spare")),
+            serial=self._runtime.path / "serial",
             taps=tuple(taps),
             images=chains,
             kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
@@ -258,17 +261,11 @@ class Machine:
         await asyncio.sleep(0)  # the LAN hears first
         await asyncio.gather(asyncio.to_thread(os.close, fd), withdrawn)
 
-    def _listen(self, name: str) -> int:
-        """A monitor socket for QEMU to accept on; only root can connect."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
-            listener.bind(str(self._directory / name))
-            listener.listen(1)
-            return listener.detach()
-
     async def _log(self, *, resume: bool) -> str:
         assert self._serial is not None
         assert self._errors is not None
         invocation = await self._host.systemd.invocation_id(self.guest.scope)
+        self._runtime.write({"invocation": invocation.encode()})
         self._serial.start(invocation, resume=resume)
         self._errors.start(invocation, resume=resume)
         return invocation
@@ -309,15 +306,12 @@ class Machine:
         seconds = f"{serial.ready_timeout:g} s"
         raise Timeout(f"guest {self.guest.name} was not ready within {seconds}, its power was cut: {wanted}")
 
-    def _start_time(self) -> int:
-        return (self._directory / "pid").stat().st_mtime_ns // 1000
-
     async def _greet(self, undo: AsyncExitStack) -> None:
         """Wait for QEMU's greeting, or for its end and the reason it gave."""
         assert self._process is not None
         assert self._errors is not None
         undo.push_async_callback(self._qmp.close)
-        greeting = asyncio.create_task(self._qmp.connect(self._directory / "qmp"))
+        greeting = asyncio.create_task(self._qmp.connect(self._runtime.path / "qmp"))
         ended = asyncio.create_task(self._process.ended.wait())
         try:
             await asyncio.wait((greeting, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -436,14 +430,13 @@ class Machine:
             self.guest.scope, [(limit.property, limit.signature, limit.value) for limit in guest.limits]
         )
         self.guest = guest
-        for name, content in snapshot.items():
-            (self._directory / name).write_bytes(content)
+        self._runtime.write(snapshot)
 
     def open_console(self) -> int:
         """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
         assert self._serial is not None
         try:
-            console = Console(self._serial.spool, self._directory / "serial.in")
+            console = Console(self._serial.spool, self._runtime.path / "serial.in")
         except OSError as error:
             raise Unavailable(f"cannot open a console of guest {self.guest.name}: {error.strerror}") from error
         task = asyncio.create_task(console.run(), name=f"console of {self.guest.name}")

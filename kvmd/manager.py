@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,20 +13,21 @@ from typing import Any
 
 from dbus_next.signature import Variant
 
-from . import __version__, accelerator, files, guestfile
+from . import __version__, accelerator, files, guestfile, runtime
 from .accelerator import Kvm
 from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
 from .guest import Guest
 from .journal import Event, Journal, newest_first, synchronize
 from .lan import Lan
-from .machine import RUNTIME, SNAPSHOT, Host, Machine, State
+from .machine import Host, Machine, State, bury
 from .nicstatus import NicStatus
+from .runtime import Runtime
 from .scope import guest_name
 from .sysbus import BusError
 from .systemd import Systemd
 
 CONFIGURATION = Path("/etc/kvmd")
-DEFAULTS = "kvmd.conf"
+SNAPSHOT, DEFAULTS = runtime.FILES
 LOG_LINES = 10_000
 LONGEST_BACK_OFF = 60.0
 
@@ -381,31 +381,30 @@ class Manager:
         self._read_files()
         await synchronize()
         running = {guest_name(unit) for unit in await self._systemd.scopes("kvmd-*.scope")}
-        for directory in RUNTIME.iterdir() if RUNTIME.is_dir() else ():
-            if directory.name in running:
-                await self._adopt(directory)
-            elif directory.is_dir():
-                shutil.rmtree(directory, ignore_errors=True)
+        for name in runtime.guests():
+            if name in running:
+                await self._adopt(name)
+            else:
+                await bury(name, self._journal)
         self._declare()
         await self._look_for_kvm()
 
-    async def _adopt(self, directory: Path) -> None:
-        name = directory.name
+    async def _adopt(self, name: str) -> None:
         try:
-            snapshot = {part: (directory / part).read_bytes() for part in (SNAPSHOT, DEFAULTS)}
+            snapshot, pid = Runtime(name).read()
             defaults = guestfile.parse_defaults(snapshot[DEFAULTS], CONFIGURATION / DEFAULTS)
             file = CONFIGURATION / f"{name}.toml"
             guest = guestfile.parse(snapshot[SNAPSHOT], file, self._ids, defaults).guest
-            machine = Machine(guest, snapshot, self._host, lambda: self.changed(name))
             known = self._known.setdefault(name, Known(name))
-            await machine.adopt()
+            machine = Machine(guest, snapshot, self._host, lambda: self.changed(name))
+            await machine.adopt(pid)
             known.run = machine
-        except (KvmdError, OSError) as error:
-            # Its start was not finished when the daemon ended, or its files are gone: nothing can steer it.
+        except KvmdError as error:
+            # Nothing can steer it, and nobody was told that it runs.
             message = f"Guest {name} could not be taken over, its power is cut: {error}"
             self._journal.say(Event.FAILED, message, name, LOG_ERR)
             await self._systemd.kill(f"kvmd-{name}.scope")
-            shutil.rmtree(directory, ignore_errors=True)
+            Runtime(name).remove()
 
     async def activate_units(self) -> None:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""

@@ -26,7 +26,7 @@ SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK, EXT_ACK, GET_STRICT_CHK = 270, 1, 10, 11, 
 GROUPS = (1, 5, 7, 9, 11, 24, 25)  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF
 SO_RCVBUFFORCE = 33
 BUFFER = 4 << 20  # bytes of the socket's receive queue; a link event takes 2.3 kB of it: some 3,600 taps at once
-BATCH = 64  # requests in one datagram, datagrams read in one go
+BATCH = 64  # requests in one datagram: their answers fit into the receive queue
 DATAGRAM = 1 << 16
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x4000  # linux/if_tun.h
@@ -147,7 +147,6 @@ class Events:
     def __init__(self, heard: Callable[[list[Event]], None], overflow: Callable[[], None]) -> None:
         """Listens from now on; needs a running loop. Raises OSError."""
         self._heard, self._overflow = heard, overflow
-        self._lost = False
         self._socket = _open(GROUPS)
         self._socket.setblocking(False)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self.read)
@@ -157,23 +156,21 @@ class Events:
         self._socket.close()
 
     def read(self) -> None:
-        """Pass on what is waiting; the loop calls it, and who must not overlook anything."""
+        """Pass on all that is waiting; the loop calls it, and who must not overlook anything."""
         events: list[Event] = []
-        drained = False
-        for _ in range(BATCH):
+        lost = False
+        while True:
             try:
                 events += rtnetlink.events(self._socket.recv(DATAGRAM))
             except BlockingIOError:
-                drained = True
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                self._lost = True  # the socket itself goes on
+                lost = True  # the socket itself goes on
         if events:
             self._heard(events)
-        if drained and self._lost:  # not before: what still waited is older than what a look at the kernel shows
-            self._lost = False
+        if lost:  # not before: what still waited is older than what a look at the kernel shows
             self._overflow()
 
 

@@ -33,15 +33,6 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def make_fifo(path: Path, uid: int, gid: int) -> None:
-    """A FIFO that only this user opens. Raises ``StartFailed``."""
-    try:
-        os.mkfifo(path, 0o600)
-        os.chown(path, uid, gid)
-    except OSError as error:
-        raise StartFailed(f"cannot make the FIFO {path}: {error.strerror}") from error
-
-
 def open_fifo(path: Path) -> int:
     """For both directions, so that neither side ever sees the other leave."""
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -118,7 +118,9 @@ def test_bad_file_touches_no_other_guest(guests: Guests) -> None:
     assert (check.returncode, check.stdout.splitlines()) == (1, lines)
     failed = guests.call("StartGuest", "s", "bad", check=False)
     assert "/etc/kvmd/bad.toml:1: memory: " in failed.stderr
+    since = guests.host.cursor()
     assert guests.host.run("systemctl", "start", "kvmd@bad", check=False).returncode == 1
+    guests.host.wait_journal("_SYSTEMD_UNIT=kvmd@bad.service", message="/etc/kvmd/bad.toml:1: memory: ", since=since)
     assert "/etc/kvmd/bad.toml:1: memory: " in guests.status("bad")
     guests.start("good")
 

@@ -1,0 +1,95 @@
+"""/run/kvmd/NAME: what a running guest and the daemon have in common, and the next daemon finds again.
+
+guest.toml kvmd.conf    the files as they were when the guest was started
+pid stop_timeout        for kvmd@NAME.service and its stop helper
+qmp qmp.spare           monitor sockets, of the daemon and of the stop helper
+serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
+*.spool                 what was taken from them, and perhaps not logged yet
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .errors import StartFailed
+
+RUNTIME = Path("/run/kvmd")
+FILES = ("guest.toml", "kvmd.conf")
+FIFOS = ("serial.in", "serial.out", "qemu.out")
+
+
+def guests() -> list[str]:
+    """Names of all that have a directory."""
+    return [path.name for path in RUNTIME.iterdir() if path.is_dir()] if RUNTIME.is_dir() else []
+
+
+class Runtime:
+    """One guest's directory. Its methods raise ``StartFailed``."""
+
+    def __init__(self, guest: str) -> None:
+        self.path = RUNTIME / guest
+
+    def make(self, files: Mapping[str, bytes], uid: int, gid: int) -> None:
+        """Anew; it is root's, and QEMU's user may pass through it to the FIFOs."""
+        self.remove()
+        try:
+            self.path.mkdir(parents=True)
+            os.chown(self.path, 0, gid)
+            self.path.chmod(0o710)
+            for name in FIFOS:
+                os.mkfifo(self.path / name, 0o600)
+                os.chown(self.path / name, uid, gid)
+        except OSError as error:
+            raise StartFailed(f"cannot make {error.filename or self.path}: {error.strerror}") from error
+        self.write(files)
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            try:
+                (self.path / name).write_bytes(content)
+            except OSError as error:
+                raise StartFailed(f"cannot write {self.path / name}: {error.strerror}") from error
+
+    def listen(self, name: str) -> int:
+        """A monitor socket for QEMU to accept on; only root can connect."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+            try:
+                listener.bind(str(self.path / name))
+            except OSError as error:
+                raise StartFailed(f"cannot make the socket {self.path / name}: {error.strerror}") from error
+            listener.listen(1)
+            return listener.detach()
+
+    def stderr(self) -> int:
+        """QEMU's end of ``qemu.out``: it never blocks on it, and never sees us leave."""
+        return os.open(self.path / "qemu.out", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def lock(self, names: Iterable[str] = FIFOS) -> None:
+        """QEMU has opened its FIFOs: no other QEMU, though of the same user, can open them from now on."""
+        for name in names:
+            os.chown(self.path / name, 0, 0)
+
+    def read(self) -> tuple[dict[str, bytes], int]:
+        """The guest's files and QEMU's process ID, as they were written at its start."""
+        try:
+            return {name: (self.path / name).read_bytes() for name in FILES}, int((self.path / "pid").read_text())
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"its start was not finished ({error})") from error
+
+    def invocation(self) -> str:
+        """The invocation ID of its scope, or nothing."""
+        try:
+            return (self.path / "invocation").read_text()
+        except OSError:
+            return ""
+
+    def started(self) -> int:
+        """Microseconds since the epoch."""
+        return (self.path / "pid").stat().st_mtime_ns // 1000
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
