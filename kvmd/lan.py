@@ -152,15 +152,19 @@ class Lan:
             case "failed":
                 raise StartFailed(status.detail)
 
+    def give_up(self, tap: str) -> None:
+        """The guest is about to end: from now on the LAN is told no more about it."""
+        self._over.add(tap)
+        self._conflicts.pop(tap, None)
+        self._schedule(every=True)
+        self._reconcile()
+
     async def withdraw(self, tap: str) -> None:
         """The guest is over: the LAN is told no more about it, the uplink is as before if it was the last.
 
         Returns when the tap has gone; at once if it is not one that goes with its last holder.
         """
-        self._over.add(tap)
-        self._conflicts.pop(tap, None)
-        self._schedule(every=True)
-        self._reconcile()
+        self.give_up(tap)
         while (link := self._find(tap)) is not None and link.transient:
             future = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(tap, set()).add(future)

@@ -107,6 +107,7 @@ class Machine:
         self.started = 0
         self.ready = asyncio.Event()
         self.closed = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> State:
@@ -259,7 +260,10 @@ class Machine:
         """Our own hold on the tap spares QEMU's exit the 16 ms that the kernel takes to remove it."""
         withdrawn = asyncio.create_task(self._host.lan.withdraw(name))
         await asyncio.sleep(0)  # the LAN hears first
-        await asyncio.gather(asyncio.to_thread(os.close, fd), withdrawn)
+        closing = asyncio.create_task(asyncio.to_thread(os.close, fd), name=f"close {name}")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        await withdrawn  # the name is free from here on; close(2) waits on for the kernel's readers (RCU)
 
     async def _log(self, *, resume: bool) -> str:
         assert self._serial is not None
@@ -411,6 +415,8 @@ class Machine:
         with contextlib.suppress(QmpError, TimeoutError):
             async with asyncio.timeout(QUIT_TIMEOUT):
                 await self._qmp.execute("quit")
+                for nic in self.guest.nics:  # while QEMU ends
+                    self._host.lan.give_up(nic.tap)
                 await self.closed.wait()
         if not self.closed.is_set() and self._process:
             self._end = self._end or "killed"

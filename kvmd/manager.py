@@ -234,7 +234,7 @@ class Manager:
         return known.starting
 
     async def _start(self, known: Known, guest: Guest) -> None:
-        if guest.accelerator != "tcg" and not self._kvm.usable:
+        if guest.accelerator != "tcg" and not self._kvm.usable and accelerator.DEVICE.exists():
             await self._look_for_kvm()
         known.run = Machine(guest, known.snapshot, self._host, lambda: self.changed(known.name))
         self.changed(known.name)

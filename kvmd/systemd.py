@@ -58,7 +58,7 @@ class Systemd:
         try:
             return await job
         finally:
-            del self._jobs[path]
+            self._jobs.pop(path, None)
             if not self._calling:
                 self._jobs = {path: job for path, job in self._jobs.items() if not job.done()}
 
