@@ -37,6 +37,7 @@ tests/unit/test_house.py reads this table and the imports::
     acting: each does one kind of thing to the world, and knows of no other
     accelerator | KVM or not, and why not                               | journal
     images      | disk images: created, opened                          | errors guest
+    fdstore     | descriptors that PID 1 holds between two daemons      |
     runtime     | /run/kvmd/NAME, where the next daemon finds things   | errors
     process     | QEMU spawned: its user, its descriptors, its pidfd    | errors
     qmp         | the few QMP commands and events                       | errors

@@ -15,7 +15,7 @@ from enum import Enum
 from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
 from typing import Any, Literal
 
-from . import images, qemu, scope
+from . import fdstore, images, qemu, scope
 from .accelerator import Kvm
 from .console import Console
 from .errors import KvmdError, StartFailed, Timeout, Unavailable
@@ -68,6 +68,7 @@ async def bury(name: str, journal: Journal) -> None:
             rest = SerialLog(name, stream, runtime.path, journal, log=True)
             rest.start(invocation, resume=True)
             await rest.close()
+            fdstore.drop(f"{name}.{stream}")
     runtime.remove()
 
 
@@ -150,6 +151,9 @@ class Machine:
         stop_timeout = f"{self.guest.stop_timeout}\n".encode()
         self._runtime.make({**self._snapshot, "stop_timeout": stop_timeout}, user.uid, user.gid)
         self._own_runtime(undo)
+        for stream, log in (("serial", self._serial), ("qemu", self._errors)):
+            if log:
+                fdstore.keep(f"{self.guest.name}.{stream}", log.spool.fifo)
         with Descriptors() as descriptors:
             handles = await self._hand_over(accelerator, descriptors, undo)
             argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
@@ -210,6 +214,8 @@ class Machine:
 
     def _own_runtime(self, undo: AsyncExitStack) -> None:
         undo.callback(self._runtime.remove)
+        for stream in ("serial", "qemu"):
+            undo.callback(fdstore.drop, f"{self.guest.name}.{stream}")
         journal, name, directory = self._host.journal, self.guest.name, self._runtime.path
         log = self.guest.serial.log
         self._serial = SerialLog(name, "serial", directory, journal, log=log, heard=self._hear)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dbus_next.signature import Variant
 
-from . import __version__, accelerator, files, guestfile, runtime
+from . import __version__, accelerator, fdstore, files, guestfile, runtime
 from .accelerator import Kvm
 from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
 from .guest import Guest
@@ -386,6 +386,7 @@ class Manager:
                 await self._adopt(name)
             else:
                 await bury(name, self._journal)
+        fdstore.release_inherited()
         self._declare()
         await self._look_for_kvm()
 

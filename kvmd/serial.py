@@ -44,7 +44,7 @@ class Spool:
     def __init__(self, fifo: Path, file: Path) -> None:
         """Raises ``StartFailed``."""
         try:
-            self._fifo = open_fifo(fifo)
+            self.fifo = open_fifo(fifo)
             self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartFailed(f"cannot open {error.filename}: {error.strerror}") from error
@@ -75,16 +75,16 @@ class Spool:
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
-        loop.add_reader(self._fifo, readable.set)
+        loop.add_reader(self.fifo, readable.set)
         try:
             await readable.wait()
         finally:
-            loop.remove_reader(self._fifo)
+            loop.remove_reader(self.fifo)
 
     def take(self) -> int:
         """Move some bytes from the FIFO to the file; how many."""
         try:
-            count = os.splice(self._fifo, self._file, CHUNK, offset_dst=self.taken)
+            count = os.splice(self.fifo, self._file, CHUNK, offset_dst=self.taken)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.ENOSPC):
                 return 0
@@ -128,7 +128,7 @@ class Spool:
             self.start = end
 
     def close(self) -> None:
-        os.close(self._fifo)
+        os.close(self.fifo)
         os.close(self._file)
 
 

@@ -34,7 +34,7 @@ class Sysctls:
         self._name = name
         self._journal = journal
         self._before: dict[Key, tuple[int, int | None]] = {}  # value before, value given (None: copied by the kernel)
-        with suppress(FileNotFoundError, json.JSONDecodeError):
+        with suppress(FileNotFoundError, ValueError, TypeError):  # none yet, or none of ours
             entries = json.loads(journal.read_text())
             self._before = {(table, device, name): (before, given) for table, device, name, before, given in entries}
 

@@ -166,6 +166,18 @@ def test_three_guests_in_any_order(guests: Guests) -> None:
     guests.host.run("systemctl", "stop", "kvmd@one", "kvmd@two", "kvmd@three")
 
 
+def test_a_stop_is_graceful_without_daemon(guests: Guests) -> None:
+    guests.linux("orphan", cmdline="kvmd.disk=1", extra='[[disk]]\npath = "orphan.qcow2"\nsize = "16M"\n')
+    guests.start("orphan")
+    guests.host.run("systemctl", "stop", "kvmd")
+    guests.host.run("systemctl", "stop", "kvmd@orphan")
+    assert guests.active("orphan") == "inactive"
+    guests.start("orphan")
+    guests.wait("orphan", "guest: disk boots=2 stops=1")
+    guests.guest_off("orphan")
+    guests.host.run("rm", "/var/lib/kvmd/images/orphan.qcow2")
+
+
 def test_disk_is_created_and_kept(guests: Guests) -> None:
     disk = '[[disk]]\npath = "count.qcow2"\nsize = "16M"\n'
     guests.linux("disk", cmdline="kvmd.disk=1", extra=disk)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from .guests import Guests
 
 
@@ -48,6 +50,24 @@ def test_flood_survives_kill_9(guests: Guests) -> None:
         int(match[1]) for entry in guests.serial("flood") if (match := re.match(r"flood (\d+)", entry["MESSAGE"]))
     ]
     assert numbers == list(range(1, 20001))
+
+
+@pytest.mark.complaints("Failed at step EXEC", "Failed to locate executable")
+def test_nothing_is_lost_while_there_is_no_daemon(guests: Guests) -> None:
+    """A guest writes its last lines and ends between two daemons."""
+    guests.linux("lonely")
+    guests.start("lonely")
+    guests.host.run("chmod", "-x", "/usr/bin/kvmd")
+    guests.host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "kvmd")
+    pid = guests.host.show("kvmd@lonely.service")["MainPID"]
+    guests.host.run("sh", "-c", "printf 'flood 300\npoweroff\n' > /run/kvmd/lonely/serial.in")
+    guests.host.run("tail", f"--pid={pid}", "-f", "/dev/null")
+    guests.host.run("chmod", "+x", "/usr/bin/kvmd")
+    guests.wait("lonely", "^guest: powering off")
+    lines = [entry["MESSAGE"] for entry in guests.serial("lonely")]
+    assert [line for line in lines if line.startswith("flood")] == [
+        f"flood {number:08d} the quick brown fox jumps over the dog" for number in range(1, 301)
+    ]
 
 
 def test_without_log(guests: Guests) -> None:
