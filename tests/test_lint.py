@@ -23,7 +23,17 @@ def lint(*argv: str | Path, **environment: str) -> None:
 def shell_scripts() -> list[Path]:
     """By their first line, wherever they are."""
     found = []
-    for directory in ("", ".ci", "packaging", "packaging/debian", "tests", "tests/lab", "units", "units/libexec"):
+    for directory in (
+        "",
+        ".ci",
+        "packaging",
+        "packaging/debian",
+        "tests",
+        "tests/bench",
+        "tests/lab",
+        "units",
+        "units/libexec",
+    ):
         for path in (ROOT / directory).iterdir() if (ROOT / directory).is_dir() else ():
             if path.is_file():
                 with path.open("rb") as file:
@@ -45,7 +55,9 @@ def test_types() -> None:
     lint(sys.executable, "-m", "mypy")
 
 
-@pytest.mark.parametrize("what", ["-plab", "packaging/demo.py", "tests/test_lint.py", "tests/system/test_lab.py"])
+@pytest.mark.parametrize(
+    "what", ["-plab", "-pbench", "packaging/demo.py", "tests/test_lint.py", "tests/system/test_lab.py"]
+)
 def test_types_around(what: str) -> None:
     lint(sys.executable, "-m", "mypy", "--strict", what, MYPYPATH=str(ROOT / "tests"))
 

@@ -13,9 +13,22 @@ vm        VM: a whole machine with /dev/kvm, cgroup controllers and a real power
 from . import guests, roots
 from .host import Host
 from .lan import Lan, Neighbour
-from .machine import Entry, Failed, Machine
+from .machine import Entry, Failed, Machine, read_lines
 from .roots import deb
 from .store import LabError
 from .vm import VM
 
-__all__ = ["VM", "Entry", "Failed", "Host", "LabError", "Lan", "Machine", "Neighbour", "deb", "guests", "roots"]
+__all__ = [
+    "VM",
+    "Entry",
+    "Failed",
+    "Host",
+    "LabError",
+    "Lan",
+    "Machine",
+    "Neighbour",
+    "deb",
+    "guests",
+    "read_lines",
+    "roots",
+]

@@ -22,7 +22,7 @@ DEFAULT_MIRROR = "http://deb.debian.org/debian"
 PACKAGES = [
     "systemd", "systemd-sysv", "dbus", "udev", "kmod",
     "python3", "python3-dbus-next", "python3-systemd", "python3-tomli",
-    "qemu-system-x86", "qemu-utils", "nftables",
+    "qemu-system-x86", "qemu-utils", "nftables", "ovmf", "swtpm", "polkitd",
     "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
     "radvd", "dnsmasq-base", "systemd-container", "busybox-static",
 ]
@@ -49,6 +49,7 @@ done
 echo uninitialized > "$root/etc/machine-id"
 rm -f "$root/etc/hostname" "$root/etc/resolv.conf" "$root"/var/lib/dbus/machine-id
 chroot "$root" passwd -d root
+rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 touch "$root/etc/.updated" "$root/var/.updated"
 """
 

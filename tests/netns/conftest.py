@@ -68,7 +68,8 @@ class Space:
         script(lines, self.name)
 
     async def reaches(self, *targets: str) -> bool:
-        """One echo request to each; every one answered, within 2 s."""
+        """One echo request to each; every one answered, within 2 s. Waits until it can speak itself."""
+        await asyncio.to_thread(settle, self.name)
         return all(await asyncio.gather(*(asyncio.to_thread(_ping, self.name, target) for target in targets)))
 
 
@@ -226,9 +227,12 @@ async def eventually(condition: Callable[[], object], seconds: float = 5) -> Non
 
 
 def settle(namespace: str | None = None, seconds: float = 5) -> None:
-    """Until no address is tentative any more: the kernel's duplicate address detection takes 1 to 2 s."""
+    """Until all interfaces have a carrier and a link-local address, and none is tentative any more: 1 to 2 s."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and re.search("tentative(?! dadfailed)", run("ip", "-6", "addr", namespace=namespace)):
+    while time.monotonic() < end:
+        text = run("ip", "addr", namespace=namespace)
+        if "fe80" in text and not re.search("NO-CARRIER|tentative(?! dadfailed)", text):
+            return
         time.sleep(0.05)
 
 

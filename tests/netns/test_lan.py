@@ -428,3 +428,60 @@ async def test_lost_events(bottle: Bottle, lan: Lan) -> None:
     await lan.ready(nic.tap)
     await eventually(lambda: lan.status(nic.tap).state == "up")
     os.close(fd)
+
+
+async def test_address_of_another_network(bottle: Bottle, lan: Lan) -> None:
+    """Works if a router sends it here; a person is told."""
+    _guest, nic = bottle.guest(1)
+    await up(lan, replace(nic, addresses=(ip_address("203.0.113.7"),)))
+    assert [sentence.partition(" ")[0] for _, sentence, _ in bottle.reports] == ["203.0.113.7"]
+
+
+async def test_hostile_flood_of_solicitations(bottle: Bottle, lan: Lan) -> None:
+    """One guest asks for a thousand neighbours a second: another is answered, and the loop is not held up."""
+    hostile, first = bottle.guest(1)
+    honest, second = bottle.guest(2)
+    await up(lan, first, second)
+    settle(hostile.name)
+    settle(honest.name)
+    flood = await asyncio.create_subprocess_exec(
+        *("nsenter", f"--net=/run/netns/{hostile.name}", "python3", "-c", FLOOD), stdin=asyncio.subprocess.DEVNULL
+    )
+    try:
+        worst = 0.0
+        for _ in range(50):
+            begin = asyncio.get_running_loop().time()
+            await asyncio.sleep(0.01)
+            worst = max(worst, asyncio.get_running_loop().time() - begin - 0.01)
+        assert worst < 0.2
+        assert await honest.reaches(ROUTER6)
+        bottle.lan.script("ip addr add 2001:db8:1::77/64 dev wire nodad")
+        assert await honest.reaches("2001:db8:1::77")
+    finally:
+        flood.kill()
+        await flood.wait()
+
+
+FLOOD = """
+import itertools, socket, struct
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.bind(("eth0", 0x86dd))
+mac, source = bytes.fromhex("525400000001"), socket.inet_pton(socket.AF_INET6, "2001:db8:1::33")
+head = bytes.fromhex("3333ff000099") + mac + struct.pack("!HIHBB", 0x86dd, 6 << 28, 32, 58, 255) + source
+for number in itertools.count():
+    target = bytes.fromhex("20010db80001000000000000") + struct.pack("!I", number)
+    sock.send(head + bytes.fromhex("ff0200000000000000000001ff") + target[13:] + struct.pack("!BBHI", 135, 0, 0, 0)
+              + target + b"\\x01\\x01" + mac)
+"""
+
+
+async def test_many_at_once(bottle: Bottle, lan: Lan) -> None:
+    """Whoever waits for one is not told that it does not exist because of the events of all the others."""
+    _guest, nic = bottle.guest(1, plug=False)
+    nics = [replace(nic, tap=f"tap{number}", addresses=(ip_address(f"192.0.2.{number}"),)) for number in range(50, 90)]
+    lan.declare(nics)
+    fds = [lan.open_tap(each) for each in nics]
+    await lan.ready(nics[-1].tap)
+    assert all(lan.status(each.tap).index for each in nics)
+    for fd in fds:
+        os.close(fd)
