@@ -15,14 +15,13 @@ from .store import CACHE, LabError, built, command, key
 
 RELEASES = {"12": "bookworm", "13": "trixie"}
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
 # What the kvmd package depends on, then what tests use inside a host.
 # fmt: off
 PACKAGES = [
     "systemd", "systemd-sysv", "dbus", "udev", "kmod",
     "python3", "python3-dbus-next", "python3-systemd", "python3-tomli",
-    "qemu-system-x86", "qemu-utils", "nftables", "ovmf", "swtpm", "polkitd",
+    "qemu-system-x86", "qemu-utils", "nftables", "polkitd",
     "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
     "radvd", "dnsmasq-base", "systemd-container", "busybox-static",
 ]
@@ -62,13 +61,13 @@ def own_release() -> str:
 
 
 @cache
-def mirror() -> str:
-    """Where this machine gets Debian from; the place everybody can use when its apt does not say."""
+def mirror() -> str | None:
+    """Where this machine gets Debian from; None, which is mmdebstrap's own choice, when its apt does not say."""
     apt = Path("/etc/apt")
     for path in [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*.*"))]:
         for uri in _archives(path) if path.is_file() else ():
             return uri
-    return DEFAULT_MIRROR
+    return None
 
 
 def _archives(path: Path) -> Iterator[str]:
@@ -88,6 +87,7 @@ def root(release: str) -> Path:
 
 
 def _bootstrap(release: str, path: Path) -> None:
+    uri = mirror()
     hook = CACHE / f"{path.name}.sh"
     hook.write_text(CUSTOMIZE)
     # fmt: off
@@ -98,7 +98,7 @@ def _bootstrap(release: str, path: Path) -> None:
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         f'--customize-hook=sh "{hook}" "$1"',
-        release, path, f"deb {mirror()} {release} main",
+        release, path, *([f"deb {uri} {release} main"] if uri else []),
         log=CACHE / f"root-{release}.log",
     )
     # fmt: on
