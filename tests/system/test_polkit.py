@@ -1,0 +1,36 @@
+"""polkit decides for those who are not root, by its defaults and by a rule of the administrator."""
+
+from __future__ import annotations
+
+from .guests import Guests
+
+RULE = """
+polkit.addRule(function(action, subject) {
+    if (action.id.indexOf("org.kvmd1.") == 0 && subject.isInGroup("operators")) {
+        return polkit.Result.YES;
+    }
+});
+"""
+METHODS = (("Start",), ("ReadLog", "t", "5"), ("OpenConsole",))
+
+
+def test_a_rule_lets_a_group_in(guests: Guests) -> None:
+    guests.linux("shared")
+    host = guests.host
+    host.run("groupadd", "operators")
+    host.run("useradd", "-G", "operators", "olga")
+
+    def ask(*method: str) -> tuple[int, str]:
+        call = ("busctl", "call", "org.kvmd1", "/org/kvmd1/guest/shared", "org.kvmd1.Guest", *method)
+        done = host.run("setpriv", "--reuid=olga", "--regid=olga", "--init-groups", *call, check=False)
+        return done.returncode, done.stderr
+
+    for method in METHODS:
+        assert ask(*method) == (1, "Call failed: Access denied\n")
+    host.write("/etc/polkit-1/rules.d/10-kvmd.rules", RULE)
+    host.run("systemctl", "restart", "polkit")
+    for method in METHODS:
+        assert ask(*method) == (0, "")
+    host.run("rm", "/etc/polkit-1/rules.d/10-kvmd.rules")
+    host.run("userdel", "olga")
+    host.run("groupdel", "operators")
