@@ -52,6 +52,22 @@ def test_qemu_is_alone_in_its_scope_unprivileged_and_sandboxed(guests: Guests) -
     assert members == [str(pid)]
 
 
+def test_no_other_qemu_reaches_a_guest(guests: Guests) -> None:
+    """Another guest's QEMU has the same user: it gets at neither disk, console, monitor nor what was said there."""
+    guests.linux("vault", extra='[[disk]]\npath = "vault.qcow2"\nsize = "1M"\n')
+    guests.start("vault", ready=False)
+    runtime = [f"/run/kvmd/vault/{name}" for name in ("serial.in", "serial.out", "qemu.out", "serial.spool")]
+    as_qemu = ("setpriv", "--reuid=kvmd-qemu", "--regid=kvmd-qemu", "--clear-groups", "python3", "-c")
+    for path in (*runtime, "/var/lib/kvmd/images/vault.qcow2"):
+        refused = guests.host.run(*as_qemu, f"open({path!r}, 'rb', opener=__import__('os').open)", check=False)
+        assert "PermissionError" in refused.stderr, path
+    for monitor in ("qmp", "qmp.spare"):
+        connect = f"import socket; socket.socket(socket.AF_UNIX).connect('/run/kvmd/vault/{monitor}')"
+        assert "PermissionError" in guests.host.run(*as_qemu, connect, check=False).stderr, monitor
+    guests.guest_off("vault")
+    guests.host.run("rm", "/var/lib/kvmd/images/vault.qcow2")
+
+
 def test_guest_powers_itself_off(guests: Guests) -> None:
     guests.linux("self")
     guests.start("self")
@@ -176,6 +192,21 @@ def test_a_stop_is_graceful_without_daemon(guests: Guests) -> None:
     guests.wait("orphan", "guest: disk boots=2 stops=1")
     guests.guest_off("orphan")
     guests.host.run("rm", "/var/lib/kvmd/images/orphan.qcow2")
+
+
+def test_machined_shows_the_guest_and_does_it_no_harm(guests: Guests) -> None:
+    guests.host.run("systemctl", "start", "systemd-machined")
+    guests.linux("listed", last=47)
+    guests.start("listed")
+    listed = guests.host.run("machinectl", "list", "--no-legend").stdout.split()
+    assert listed[:3] == ["listed", "vm", "kvmd"]
+    status = guests.host.run("machinectl", "status", "--no-pager", "listed").stdout
+    assert "kv-listed" in status
+    for verb in ("poweroff", "terminate"):
+        guests.host.run("machinectl", verb, "listed", check=False)
+    assert guests.type("listed", "echo alive", "^alive")
+    guests.guest_off("listed")
+    guests.host.run("systemctl", "stop", "systemd-machined")
 
 
 def test_disk_is_created_and_kept(guests: Guests) -> None:
