@@ -42,9 +42,9 @@ DefaultDependencies=no
 [Service]
 ExecStart=/usr/bin/python3 -I /usr/lib/kvmd-lab/agent.py
 """
-# The ports appear in order: with the last one all are there.
+# A port's name comes after the port, with a "change"; ports come in order: with the last one's name all are there.
 RULE = f"""
-ACTION=="add", SUBSYSTEM=="virtio-ports", ATTR{{name}}=="lab.{PORTS - 1}", \\
+ACTION!="remove", SUBSYSTEM=="virtio-ports", ATTR{{name}}=="lab.{PORTS - 1}", \\
     TAG+="systemd", ENV{{SYSTEMD_WANTS}}="kvmd-lab.service"
 """
 
@@ -145,6 +145,8 @@ class VM(Machine):
         self._lan = None
         try:
             self.run("systemctl", "is-system-running", "--wait", check=False, timeout=BOOT_TIMEOUT)
+            # systemd does not wait for all modules, kvm's among them.
+            self.run("udevadm", "settle", timeout=BOOT_TIMEOUT)
         except Failed as error:
             raise LabError(f"{self.name} did not boot ({self.directory}): {error}\n{self.console()[-3000:]}") from None
 
