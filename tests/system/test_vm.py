@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,22 @@ def test_guests_come_up_at_boot_and_go_down_in_order(vm: lab.VM) -> None:
         ready = guests.wait(name, "guest: disk boots=2", timeout=90)
         assert ready["MESSAGE"] == "guest: disk boots=2 stops=1"
     vm.run("systemctl", "stop", "kvmd@auto", "kvmd@enabled")
+
+
+def test_main_job_on_the_kernel_of_the_release(vm: lab.VM) -> None:
+    """In a container the kernel is the machine's, whatever that is; here it is Debian's own, and KVM runs the guest."""
+    vm.make_lan(docker0=True)
+    vm.lan.neighbour("alice", "192.0.2.20", "2001:db8:1::20")
+    guests, before = Guests(vm), vm.state()
+    guests.linux("web", last=42)
+    guests.start("web")
+    for address in ("192.0.2.42", "2001:db8:1::42"):
+        vm.run("ping", "-n", "-c", "2", "-W", "3", address, netns="alice")
+    for address in ("192.0.2.20", "2001:db8:1::20", "192.0.2.10", "2001:db8:1::10", "198.51.100.1", "2001:db8:ffff::1"):
+        assert guests.type("web", f"ping {address}", "^guest: ping")["MESSAGE"] == f"guest: ping {address} ok"
+    vm.run("systemctl", "stop", "kvmd@web")
+    guests.clear()
+    assert list(difflib.unified_diff(before, vm.state(), n=0)) == []
 
 
 def test_limits_hold(vm: lab.VM) -> None:
