@@ -79,7 +79,9 @@ import socket
 with socket.socket(socket.AF_UNIX) as monitor:
     monitor.connect("/run/monitor")
     monitor.sendall(b"system_powerdown\\n")
-    monitor.recv(1000)
+    said = b""
+    while said.count(b"(qemu)") < 2:  # the prompt after the command: it was done
+        said += monitor.recv(1000)
 """
 
 
