@@ -164,7 +164,8 @@ class Lan:
 
         Returns when the tap has gone; at once if it is not one that goes with its last holder.
         """
-        self.give_up(tap)
+        if tap not in self._over:
+            self.give_up(tap)
         while (link := self._find(tap)) is not None and link.transient:
             future = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(tap, set()).add(future)
@@ -203,7 +204,7 @@ class Lan:
                 if not future.done():
                     future.set_result(None)
             self._schedule(every=True)
-        elif before != link:
+        elif before != link and link.name not in self._over:
             self._schedule({link.name})
             if before is not None and link.carrier and not before.carrier:
                 self._announce(tap=link.name)

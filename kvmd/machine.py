@@ -106,6 +106,7 @@ class Machine:
         self.failure = ""
         self.accelerator: Literal["", "kvm", "tcg"] = ""
         self.started = 0
+        self.released = asyncio.Event()
         self.ready = asyncio.Event()
         self.closed = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
@@ -166,6 +167,7 @@ class Machine:
             give_up()
             raise
         release()
+        self.released.set()
         await self._log(resume=False)
         await all_of(self._greet(undo), *(self._connect(nic) for nic in self.guest.nics))
         self._runtime.lock()
@@ -194,6 +196,7 @@ class Machine:
         self._undo.push_async_callback(self._qmp.close)
         for nic in self.guest.nics:
             self._undo.push_async_callback(self._host.lan.withdraw, nic.tap)
+        self.released.set()
         invocation = await self._log(resume=True)
         self.started = self._runtime.started()
         self._recall(invocation)
@@ -381,6 +384,7 @@ class Machine:
 
     def _close(self, state: State, result: str) -> None:
         self.result = result
+        self.released.set()
         self.closed.set()
         self.state = state
 

@@ -179,7 +179,7 @@ class Manager:
             await self._systemd.settled(f"kvmd@{name}.service")
         task = self._starting(known)
         # The unit's own LaunchUnit joins this very start, whichever of the two comes first.
-        job = asyncio.create_task(self._start_unit(f"kvmd@{name}.service"))
+        job = asyncio.create_task(self._start_unit(f"kvmd@{name}.service", known))
         try:
             await asyncio.gather(asyncio.shield(task), job, return_exceptions=True)
         finally:
@@ -191,7 +191,10 @@ class Manager:
                 await known.run.terminate()
             raise StartFailed(f"systemd did not start kvmd@{name}.service (job {result}; see systemctl status)")
 
-    async def _start_unit(self, unit: str) -> str:
+    async def _start_unit(self, unit: str, known: Known) -> str:
+        await asyncio.sleep(0)  # the start has its first turn
+        if known.run:
+            await known.run.released.wait()  # PID 1 has QEMU's scope to make first
         try:
             return await self._systemd.start_unit(unit)
         except BusError as error:
@@ -236,9 +239,11 @@ class Manager:
     async def _start(self, known: Known, guest: Guest) -> None:
         if guest.accelerator != "tcg" and not self._kvm.usable and accelerator.DEVICE.exists():
             await self._look_for_kvm()
+        expected = known.run.guest.nics if known.run else guest.nics
         known.run = Machine(guest, known.snapshot, self._host, lambda: self.changed(known.name))
         self.changed(known.name)
-        self._declare()
+        if expected != guest.nics:
+            self._declare()
         try:
             await known.run.start(self._kvm)
             await known.run.wait_ready()
@@ -411,7 +416,7 @@ class Manager:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""
         for known in self._known.values():
             if known.on and await self._systemd.state(f"kvmd@{known.name}.service") in ("inactive", "failed"):
-                await self._start_unit(f"kvmd@{known.name}.service")
+                await self._start_unit(f"kvmd@{known.name}.service", known)
 
     async def _look_for_kvm(self) -> None:
         """Probe KVM, loading its module where that may help."""
