@@ -204,7 +204,7 @@ class Lan:
                 if not future.done():
                     future.set_result(None)
             self._schedule(every=True)
-        elif before != link and link.name not in self._over:
+        elif before != link:
             self._schedule({link.name})
             if before is not None and link.carrier and not before.carrier:
                 self._announce(tap=link.name)
