@@ -19,6 +19,8 @@ LOST = 255
 def free_port(directory: Path) -> tuple[Path, IO[str]]:
     """A port nobody uses, and its lock; waits for one if all are taken."""
     paths = sorted(directory.glob("agent.*.sock"))
+    if not paths:  # QEMU removes its sockets when it ends
+        sys.exit(f"the virtual machine of {directory.name} has ended: see its console")
     for path in paths:
         lock = path.with_suffix(".lock").open("w")
         try:
