@@ -110,10 +110,15 @@ class Lan:
         if self._poll is None:
             self._polled()
 
-    def open_tap(self, nic: Nic) -> int:
+    def open_tap(self, nic: Nic, queues: int = 1) -> list[int]:
         """As ``netlink.open_tap``. Nothing is claimed for it before ``ready``: the LAN has to be asked first."""
         self._over.add(nic.tap)
-        return netlink.open_tap(nic.tap)
+        return netlink.open_tap(nic.tap, queues)
+
+    def mtu(self, nic: Nic) -> int:
+        """Of its LAN, in bytes; 0 while there is no uplink."""
+        uplink = self._uplink(nic)
+        return uplink.mtu if uplink else 0
 
     async def check(self, nic: Nic) -> None:
         """Ask the LAN whether an address of ``nic`` is in use; takes 0.25 s. Raises AddressInUse, naming the MAC.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
 from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
 from typing import Any, Literal
 
-from . import fdstore, images, qemu, scope
+from . import fdstore, images, netlink, qemu, scope
 from .accelerator import Kvm
 from .console import Console
 from .errors import KvmdError, StartFailed, Timeout, Unavailable
@@ -251,25 +250,32 @@ class Machine:
         chains += [[(descriptors.take(images.open_file(cdrom.path, "CD image")), "raw")] for cdrom in guest.cdroms]
         taps = []
         for nic in guest.nics:
-            tap = self._host.lan.open_tap(nic)
-            undo.push_async_callback(self._close_tap, nic.tap, tap)
-            taps.append((descriptors.lend(tap),))
+            queues = self._host.lan.open_tap(nic, qemu.queues(guest, nic))
+            undo.push_async_callback(self._close_tap, nic.tap, queues)
+            vhosts = netlink.open_vhost(len(queues)) if accelerator == "kvm" and nic.model == "virtio" else ()
+            taps.append(
+                qemu.Tap(
+                    [descriptors.lend(fd) for fd in queues],
+                    [descriptors.take(fd) for fd in vhosts],
+                    self._host.lan.mtu(nic),
+                )
+            )
         return qemu.Handles(
             accelerator=accelerator,
             qmp_fd=descriptors.take(self._runtime.listen("qmp")),
             spare_qmp_fd=descriptors.take(self._runtime.listen("qmp.spare")),
             serial=self._runtime.path / "serial",
-            taps=tuple(taps),
+            taps=taps,
             images=chains,
             kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
             initrd=descriptors.take(images.open_readable(boot.initrd, "initrd")) if boot.initrd else None,
         )
 
-    async def _close_tap(self, name: str, fd: int) -> None:
+    async def _close_tap(self, name: str, queues: Sequence[int]) -> None:
         """Our own hold on the tap spares QEMU's exit the 16 ms that the kernel takes to remove it."""
         withdrawn = asyncio.create_task(self._host.lan.withdraw(name))
         await asyncio.sleep(0)  # the LAN hears first
-        closing = asyncio.create_task(asyncio.to_thread(os.close, fd), name=f"close {name}")
+        closing = asyncio.create_task(asyncio.to_thread(netlink.close_all, queues), name=f"close {name}")
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         await withdrawn  # the name is free from here on; close(2) waits on for the kernel's readers (RCU)

@@ -10,9 +10,19 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from .guest import BACKED_FORMATS, CD_BUS, BootDevice, Guest
+from .guest import BACKED_FORMATS, CD_BUS, BootDevice, Guest, Nic
 
+MAX_QUEUES = 8  # of a NIC: each costs memory, interrupts and a vhost thread
 Image = Sequence[tuple[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A NIC's tap: a descriptor for each queue, and of /dev/vhost-net as many or none. ``mtu``: 0 if not known."""
+
+    queues: Sequence[int]
+    vhosts: Sequence[int] = ()
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,6 @@ class Handles:
     ``serial``: two FIFOs, this path with ``.in`` and ``.out`` behind it.
     ``images``: of each disk and then of each CD its layers, the top one first and what backs it after: descriptor and
     format. The top one of a disk that is not read-only must be open for writing, all others read-only.
-    ``taps``: of each NIC the queues of its tap; more than one only for virtio.
     ``kernel``, ``initrd``: QEMU opens these again through /proc/self/fd, so its user must be able to read the file;
     a copy in a memfd always is readable.
     ``boot_once``: boot from this kind of device first, without ``boot.kernel``, until ``boot_indexes`` is put back.
@@ -34,7 +43,7 @@ class Handles:
     spare_qmp_fd: int
     serial: Path
     images: Sequence[Image] = ()
-    taps: Sequence[Sequence[int]] = ()
+    taps: Sequence[Tap] = ()
     kernel: int | None = None
     initrd: int | None = None
     boot_once: BootDevice | None = None
@@ -107,18 +116,29 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
         args += ["-device", f"virtio-rng-{virtio}"]
 
     args += _drives(guest, handles, indexes)
-    for number, (nic, queues) in enumerate(zip(guest.nics, handles.taps, strict=True)):
-        boots = f"nic{number}" in indexes
-        fds = ":".join(str(fd) for fd in queues)
+    for number, (nic, tap) in enumerate(zip(guest.nics, handles.taps, strict=True)):
         device = f"virtio-net-{virtio}" if nic.model == "virtio" else nic.model
         device += f",netdev=net{number},id=nic{number},mac={nic.mac}"
-        device += ",mq=on" if len(queues) > 1 else ""
-        device += "" if boots or virtio == "device" else ",romfile="
+        device += ",mq=on" if len(tap.queues) > 1 else ""
+        device += f",host_mtu={tap.mtu}" if nic.model == "virtio" and tap.mtu else ""
+        device += "" if f"nic{number}" in indexes or virtio == "device" else ",romfile="
         args += [
-            "-netdev", f"tap,id=net{number},{'fds' if len(queues) > 1 else 'fd'}={fds}",
+            "-netdev", f"tap,id=net{number}" + _fds("", tap.queues) + _fds("vhost", tap.vhosts),
             "-device", device + _bootindex(indexes, f"nic{number}"),
         ]  # fmt: skip
     return [*args, *guest.qemu_args]
+
+
+def queues(guest: Guest, nic: Nic) -> int:
+    """How many its tap should have: one for each CPU, where the guest can use them."""
+    return min(guest.cpus, MAX_QUEUES) if nic.model == "virtio" and guest.board != "microvm" else 1
+
+
+def _fds(prefix: str, fds: Sequence[int]) -> str:
+    if not fds:
+        return ""
+    option = f",{prefix}fd{'s' if len(fds) > 1 else ''}={':'.join(map(str, fds))}"
+    return f",{prefix}=on{option}" if prefix else option
 
 
 def boot_indexes(guest: Guest, once: BootDevice | None = None) -> dict[str, int]:

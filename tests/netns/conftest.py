@@ -91,8 +91,12 @@ class Bottle:
         return Space(full)
 
     def wire(self, uplink: str = "up0", far: str = "wire") -> None:
+        script(f"ip link add {uplink} type veth peer name {far} netns {self.lan.name}")
+        self.address(uplink, far)
+
+    def address(self, uplink: str = "up0", far: str = "wire") -> None:
+        """What is there already becomes the host's uplink and the neighbour's end of it."""
         script(f"""
-            ip link add {uplink} type veth peer name {far} netns {self.lan.name}
             ip link set {uplink} up
             ip addr add {HOST4}/24 dev {uplink}
             ip addr add {HOST6}/64 dev {uplink} nodad

@@ -156,7 +156,7 @@ async def test_host_is_the_same_after_three_guests(bottle: Bottle, tmp_path: Pat
     async with bottle.lan_room(tmp_path) as lan:
         lan.declare(nics)
         assert not difference(before, snapshot())
-        fds = {nic.tap: lan.open_tap(nic) for nic in nics}
+        fds = {nic.tap: lan.open_tap(nic)[0] for nic in nics}
         for nic in nics:
             await lan.ready(nic.tap)
         assert run("sysctl", "-n", "net.ipv6.conf.all.forwarding").strip() == "1"
@@ -190,7 +190,7 @@ async def test_other_interfaces_settings_come_back(bottle: Bottle, tmp_path: Pat
     nic = bottle.guest(1, plug=False)[1]
     async with bottle.lan_room(tmp_path) as lan:
         lan.declare([nic])
-        fd = lan.open_tap(nic)
+        [fd] = lan.open_tap(nic)
         await lan.ready(nic.tap)
         script("ip link add d3 type bridge")  # born on a host that forwards: takes advertisements all the same
         await eventually(lambda: run("sysctl", "-n", "net.ipv6.conf.d3.accept_ra").strip() == "2")
@@ -312,7 +312,7 @@ async def test_recreated_uplink_is_like_new_after(bottle: Bottle, lan: Lan) -> N
     nic = bottle.guest(1, plug=False)[1]
     bottle.wire()
     lan.declare([nic])
-    fd = lan.open_tap(nic)
+    [fd] = lan.open_tap(nic)
     await lan.ready(nic.tap)
     script("ip link del up0")
     bottle.wire()
@@ -399,7 +399,7 @@ async def test_errors(bottle: Bottle, lan: Lan) -> None:
         await lan.ready(nic.tap)
     await lan.withdraw(nic.tap)
     lan.declare([replace(nic, uplink="eth7")])
-    fd = lan.open_tap(nic)
+    [fd] = lan.open_tap(nic)
     with pytest.raises(Unavailable, match="eth7"):
         await lan.ready(nic.tap)
     with pytest.raises(StartFailed, match="busy"):
@@ -424,7 +424,7 @@ async def test_lost_events(bottle: Bottle, lan: Lan) -> None:
     many = "\n".join(f"link add dm{number} type bridge" for number in range(40))
     Path("/tmp/kvt-batch").write_text(many)
     run("ip", "-b", "/tmp/kvt-batch")
-    fd = lan.open_tap(nic)
+    [fd] = lan.open_tap(nic)
     await lan.ready(nic.tap)
     await eventually(lambda: lan.status(nic.tap).state == "up")
     os.close(fd)
@@ -480,7 +480,7 @@ async def test_many_at_once(bottle: Bottle, lan: Lan) -> None:
     _guest, nic = bottle.guest(1, plug=False)
     nics = [replace(nic, tap=f"tap{number}", addresses=(ip_address(f"192.0.2.{number}"),)) for number in range(50, 90)]
     lan.declare(nics)
-    fds = [lan.open_tap(each) for each in nics]
+    fds = [lan.open_tap(each)[0] for each in nics]
     await lan.ready(nics[-1].tap)
     assert all(lan.status(each.tap).index for each in nics)
     for fd in fds:

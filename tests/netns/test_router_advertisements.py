@@ -53,7 +53,7 @@ async def test_recreated_uplink_learns(bottle: Bottle, lan: Lan, router: None) -
     """Born with accept_ra=1 on a host that forwards, it would learn nothing."""
     nic = bottle.guest(1, plug=False)[1]
     lan.declare([nic])
-    fd = lan.open_tap(nic)
+    [fd] = lan.open_tap(nic)
     await lan.ready(nic.tap)
     script("ip link del up0")
     await eventually(lambda: lan.status(nic.tap).state == "no-uplink")

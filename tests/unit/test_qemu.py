@@ -26,7 +26,7 @@ import pytest
 
 from kvmd import qemu
 from kvmd.guest import MODELS, Boot, Cdrom, Disk, Guest, Nic
-from kvmd.qemu import Handles
+from kvmd.qemu import Handles, Tap
 
 GUEST = Guest("web", Path("/etc/kvmd/web.toml"), UUID(int=1), memory=64 << 20)
 HANDLES = Handles("tcg", 3, 4, Path("/run/kvmd/web/serial"))
@@ -106,12 +106,26 @@ def test_boot_order() -> None:
 
 def test_network_boot_needs_the_option_rom() -> None:
     guest = replace(GUEST, nics=(NIC,))
-    handles = replace(HANDLES, taps=[(9,)])
+    handles = replace(HANDLES, taps=[Tap((9,))])
     assert device(qemu.argv(guest, handles), "nic0").endswith(",romfile=")
     argv = qemu.argv(replace(guest, boot=Boot(order=("network",))), handles)
     assert device(argv, "nic0") == "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,bootindex=1"
     assert values(argv, "-netdev") == ["tap,id=net0,fd=9"]
     assert "romfile" not in device(qemu.argv(guest, replace(handles, boot_once="network")), "nic0")
+
+
+def test_queues_vhost_and_mtu() -> None:
+    guest = replace(GUEST, cpus=2, nics=(NIC,))
+    assert [qemu.queues(replace(guest, cpus=cpus), NIC) for cpus in (1, 2, 64)] == [1, 2, qemu.MAX_QUEUES]
+    assert qemu.queues(guest, replace(NIC, model="e1000")) == 1
+    assert qemu.queues(replace(guest, machine="microvm"), NIC) == 1
+    argv = qemu.argv(guest, replace(HANDLES, taps=[Tap((9, 10), (11, 12), 1400)]))
+    assert values(argv, "-netdev") == ["tap,id=net0,fds=9:10,vhost=on,vhostfds=11:12"]
+    assert ",mq=on,host_mtu=1400," in device(argv, "nic0")
+    argv = qemu.argv(guest, replace(HANDLES, taps=[Tap((9,), (11,))]))
+    assert values(argv, "-netdev") == ["tap,id=net0,fd=9,vhost=on,vhostfd=11"]
+    argv = qemu.argv(replace(guest, nics=(replace(NIC, model="e1000"),)), replace(HANDLES, taps=[Tap((9,), (), 1400)]))
+    assert device(argv, "nic0") == "e1000,netdev=net0,id=nic0,mac=52:54:00:00:00:01,romfile="
 
 
 def test_direct_kernel_boot() -> None:
@@ -154,7 +168,7 @@ class Running:
             serial=directory / "serial",
             images=[self._open(disk) for disk in guest.disks]
             + [[(self._inherit(os.open(cdrom.path, os.O_RDONLY)), "raw")] for cdrom in guest.cdroms],
-            taps=[(self._tap(),) for _ in guest.nics],
+            taps=[Tap((self._tap(),)) for _ in guest.nics],
             kernel=self._memory(kernel) if kernel else None,
             boot_once=once,
         )
