@@ -1,4 +1,5 @@
-"""What a guest may not send: packets from another MAC, IPv4 or IPv6 address, router advertisements, DHCP offers.
+"""What a guest may not send: packets from another MAC, IPv4 or IPv6 address, router advertisements, DHCP offers; and
+packets to hundreds of LAN addresses a second, each of which would cost the host an entry of its neighbour table.
 
 One nftables table, ``inet kvmd``, checked before routing: the same rules for all, over sets of who may be what. Frames
 that are no IP end at the host anyway, as do IPv6 packets from link-local addresses: nothing is bridged. The table is
@@ -13,10 +14,10 @@ import asyncio
 import ctypes
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
-from kvmd.guest import Nic
+from kvmd.guest import Network, Nic
 from kvmd.rtnetlink import attributes, messages
 
 TABLE = "inet kvmd"
@@ -27,25 +28,49 @@ SOL_NETLINK, ADD_MEMBERSHIP, NFTA_TABLE = 270, 1, 1  # the table's name is the f
 # Added before it is deleted: so it is no error where there is none.
 NOTHING = f"add table {TABLE}\ndelete table {TABLE}\n"
 
+# An entry nobody answers for stays incomplete for 3 s and cannot be reclaimed for 5 (net/core/neighbour.c,
+# neigh_forced_gc); gc_thresh3 is 1,024 by default. One guest gets at most 200 of them.
+PACE = "update @pace { iifname limit rate 20/second burst 100 packets }"
+
 _TABLE = f"""{NOTHING}table {TABLE} {{
   set guests {{ type ifname; }}
   set macs {{ type ifname . ether_addr; }}
   set own4 {{ type ifname . ipv4_addr; flags interval; }}
   set own6 {{ type ifname . ipv6_addr; flags interval; }}
+  set lan4 {{ type ipv4_addr; flags interval; }}
+  set lan6 {{ type ipv6_addr; flags interval; }}
+  set talks4 {{ type ifname . ipv4_addr; flags dynamic, timeout; timeout 10s; size 65535; }}
+  set talks6 {{ type ifname . ipv6_addr; flags dynamic, timeout; timeout 10s; size 65535; }}
+  set pace {{ type ifname; flags dynamic, timeout; timeout 1m; size 65535; }}
   chain guest {{
     iifname . ether saddr != @macs drop
     udp sport {{ 67, 547 }} drop
     icmpv6 type {{ nd-router-advert, nd-redirect }} drop
-    iifname . ip saddr @own4 accept
-    iifname . ip6 saddr @own6 accept
+    iifname . ip saddr @own4 goto talk
+    iifname . ip6 saddr @own6 goto talk
     ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
     ip6 saddr :: icmpv6 type {{ nd-neighbor-solicit, mld-listener-report, mld2-listener-report }} accept
-    ip6 saddr fe80::/10 accept
-    drop
+    iifname . ip6 saddr @talks6 accept
+    ip6 saddr fe80::/10 {PACE} add @talks6 {{ iifname . ip6 saddr }} accept
+    counter drop
+  }}
+  chain talk {{
+    iifname . ip daddr @talks4 accept
+    iifname . ip6 daddr @talks6 accept
+    ip daddr @lan4 {PACE} add @talks4 {{ iifname . ip daddr }} accept
+    ip6 daddr @lan6 {PACE} add @talks6 {{ iifname . ip6 daddr }} accept
+    ip daddr != @lan4 accept
+    ip6 daddr != @lan6 accept
+    counter drop
   }}
   chain prerouting {{
     type filter hook prerouting priority raw - 10; policy accept;
     iifname @guests goto guest
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    oifname @guests ip saddr @lan4 update @talks4 {{ oifname . ip saddr }}
+    oifname @guests ip6 saddr @lan6 update @talks6 {{ oifname . ip6 saddr }}
   }}
 }}
 """
@@ -66,6 +91,16 @@ def elements(action: str, nic: Nic) -> str:
     return "".join(f"{action} element {TABLE} {name} {{ {', '.join(own)} }}\n" for name, own in sets.items() if own)
 
 
+def neighbourhood(prefixes: Collection[Network]) -> str:
+    """Commands for nft(8): these are the LANs' prefixes now."""
+    four = collapse_addresses(prefix for prefix in prefixes if isinstance(prefix, IPv4Network))
+    six = collapse_addresses(prefix for prefix in prefixes if isinstance(prefix, IPv6Network))
+    text = ""
+    for name, lan in (("lan4", ", ".join(map(str, four))), ("lan6", ", ".join(map(str, six)))):
+        text += f"flush set {TABLE} {name}\n" + (f"add element {TABLE} {name} {{ {lan} }}\n" if lan else "")
+    return text
+
+
 class Firewall:
     """Keeps the table as the running guests need it."""
 
@@ -76,6 +111,7 @@ class Firewall:
         """
         self._lost = lost
         self._applied: set[Nic] | None = None  # None: not known
+        self._lans: frozenset[Network] = frozenset()
         self._nft = _Nft()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         self._socket.setblocking(False)
@@ -88,25 +124,26 @@ class Firewall:
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close()
 
-    def apply(self, nics: Iterable[Nic]) -> str:
-        """These run, and no others; all or nothing. Returns why not, in words, or "".
+    def apply(self, nics: Iterable[Nic], lans: frozenset[Network]) -> str:
+        """These run, and no others, on LANs with these prefixes; all or nothing. Returns why not, in words, or "".
 
         A NIC without addresses is the administrator's to filter. Blocks for 0.2 ms per guest that comes or goes.
         """
         wanted = {nic for nic in nics if nic.addresses}
-        if wanted == self._applied:
+        if wanted == self._applied and (lans == self._lans or not wanted):
             return ""
         if not wanted:
             text = NOTHING
         elif not self._applied:
-            text = _TABLE + "".join(elements("add", nic) for nic in wanted)
+            text = _TABLE + "".join(elements("add", nic) for nic in wanted) + neighbourhood(lans)
         else:
             text = "".join(elements("delete", nic) for nic in self._applied - wanted)
             text += "".join(elements("add", nic) for nic in wanted - self._applied)
+            text += neighbourhood(lans) if lans != self._lans else ""
         self._read()
         error = self._nft.run(text)
         self._read()  # what we have just caused ourselves
-        self._applied = None if error else wanted
+        self._applied, self._lans = None if error else wanted, lans
         return error
 
     def _heard(self) -> None:

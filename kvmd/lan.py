@@ -275,7 +275,7 @@ class Lan:
         found = {link.name: link for link in self._links.values() if link.name in self._nics}
         self._taps = {name: link for name, link in found.items() if name not in self._over}
         scope = {name: link for name, link in self._taps.items() if every or name in names}
-        unguarded = self._firewall.apply(self._nics[name] for name in self._taps)  # before their first frame
+        unguarded = self._guard()  # before their first frame
         things = self._wanted(scope)
         wanted = [thing for each in things.values() for thing in each]
         if not deep:  # settings of taps that have theirs already are not read again
@@ -287,6 +287,12 @@ class Lan:
         for name in self._nics if every else names & self._nics.keys():
             tap = self._links.get(found[name].index) if name in found else None
             self._tell(name, tap, things.get(name, []), failures, unguarded)
+
+    def _guard(self) -> str:
+        nics = [self._nics[name] for name in self._taps]
+        uplinks = {uplink.index: uplink for nic in nics if (uplink := self._uplink(nic)) is not None}
+        lans = frozenset(prefix for uplink in uplinks.values() for prefix in self._host.on_link(uplink))
+        return self._firewall.apply(nics, lans)
 
     def _wanted(self, scope: dict[str, Link]) -> dict[str, list[Thing]]:
         nics = [self._nics[name] for name in scope]

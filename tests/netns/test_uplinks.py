@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from kvmd.lan import Lan
 
 from .conftest import HOST4, HOST6, ROUTER4, ROUTER6, Bottle, host_reaches, run, script, settle
