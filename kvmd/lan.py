@@ -10,7 +10,7 @@ The kernel's state outlives this object, and a new one adopts it by its tag: a d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -31,8 +31,9 @@ from kvmd.rtnetlink import Changed, Event, LinkChanged
 from kvmd.sysctl import Sysctls
 
 JOURNAL = Path("/run/kvmd/sysctl.json")
-POLL = 3.0  # seconds between looks at what makes no event
+POLL = 1.8  # seconds between looks at what makes no event: proxy entries, settings
 CONFLICT_MEMORY = 60.0  # seconds without another sign after which a conflict counts as over
+DEFEND_INTERVAL = 10.0  # seconds, RFC 5227
 ERROR, WARNING, NOTICE = 3, 4, 5  # syslog(3)
 
 
@@ -56,10 +57,13 @@ class Lan:
         self._host = Host()
         self._links: dict[int, Link] = {}
         self._taps: dict[str, Link] = {}  # declared, present, not over
+        self._held: dict[str, dict[object, Thing]] = {}  # by tap, what the last pass left
         self._plans: dict[str, tuple[Host, tuple[Nic, Link, Link | None], list[Thing]]] = {}
         self._statuses: dict[str, NicStatus] = {}
         self._conflicts: dict[str, tuple[float, str]] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._defended: dict[Address, float] = {}
+        self._filter_gone = False  # somebody removed the table, or a piece of it
         self._stale = False  # addresses and routes of the host have to be asked for
         self._all, self._deep = False, False  # look at all taps; and at their settings too
         self._new: set[str] = set()  # look at these
@@ -76,7 +80,7 @@ class Lan:
                 stack.callback(self._events.close)
                 self._neighbours = Neighbours(self._conflicting)
                 stack.push_async_callback(self._neighbours.close)
-                self._firewall = Firewall(lambda: self._schedule(every=True))
+                self._firewall = Firewall(self._filter_lost)
                 stack.callback(self._firewall.close)
                 self._survey(links=True)
                 self._open = stack.pop_all()
@@ -236,11 +240,19 @@ class Lan:
         if self._taps:
             self._schedule(every=True)
 
+    def _filter_lost(self) -> None:
+        self._filter_gone = True
+        self._schedule(every=True)
+
     def _conflicting(self, uplink: int, address: Address, mac: str) -> None:
+        """Told, and defended as RFC 5227 section 2.4 (c) has it: the address is configured, not to be given up."""
+        now = asyncio.get_running_loop().time()
         for name in self._taps:
             if address in self._nics[name].addresses:
+                if now > self._defended.get(address, 0.0) + DEFEND_INTERVAL:
+                    self._defended[address] = now
+                    self._neighbours.announce(self._wire(self._links[uplink]), [address])
                 sentence = f"{address} is also used by the machine with MAC {mac} on {self._name(uplink)}"
-                now = asyncio.get_running_loop().time()
                 until, known = self._conflicts.get(name, (0.0, ""))
                 self._conflicts[name] = now + CONFLICT_MEMORY, sentence
                 if sentence != known or until < now:
@@ -278,10 +290,8 @@ class Lan:
         unguarded = self._guard()  # before their first frame
         things = self._wanted(scope)
         wanted = [thing for each in things.values() for thing in each]
-        if not deep:  # settings of taps that have theirs already are not read again
-            settled = {link.index for name, link in scope.items() if name not in names}
-            wanted = [thing for thing in wanted if not (isinstance(thing, Setting) and thing.device in settled)]
-        failures = self._apply(self._difference(wanted, scope, every))
+        settled = set() if deep else {link.index for name, link in scope.items() if name not in names}
+        failures = self._apply(self._difference(wanted, scope, settled, every), things)
         self._events.read()  # what we have just caused ourselves
         self._serve()
         for name in self._nics if every else names & self._nics.keys():
@@ -292,7 +302,13 @@ class Lan:
         nics = [self._nics[name] for name in self._taps]
         uplinks = {uplink.index: uplink for nic in nics if (uplink := self._uplink(nic)) is not None}
         lans = frozenset(prefix for uplink in uplinks.values() for prefix in self._host.on_link(uplink))
-        return self._firewall.apply(nics, lans)
+        refusal = self._firewall.apply(nics, lans)
+        if self._filter_gone and nics and not refusal:
+            self._report(
+                nics[0].tap, "the filter against forged addresses: restored after it was removed or changed", NOTICE
+            )
+        self._filter_gone = self._filter_gone and bool(refusal)
+        return refusal
 
     def _wanted(self, scope: dict[str, Link]) -> dict[str, list[Thing]]:
         nics = [self._nics[name] for name in scope]
@@ -312,11 +328,20 @@ class Lan:
             self._plans[nic.tap] = self._host, ground, things
         return things
 
-    def _difference(self, wanted: list[Thing], scope: dict[str, Link], every: bool) -> list[Operation]:
-        """What to do. Present is, in the order it is made in: settings, taps, neighbours, routes, proxies."""
+    def _difference(
+        self, wanted: list[Thing], scope: dict[str, Link], settled: set[int], every: bool
+    ) -> list[Operation]:
+        """What to do. Present is, in the order it is made in: settings, taps, neighbours, routes, proxies.
+
+        ``settled`` taps have had their settings; only those that the journal has are read again.
+        """
         settings = self._sysctls.remembered() if every else []
         known = {setting.key for setting in settings}
-        asked = [thing for thing in wanted if isinstance(thing, Setting) and thing.key not in known]
+        asked = [
+            thing
+            for thing in wanted
+            if isinstance(thing, Setting) and thing.key not in known and thing.device not in settled
+        ]
         settings += self._sysctls.present(asked)
         readable = {setting.key for setting in settings}
         present: list[Thing] = [*settings]
@@ -337,7 +362,7 @@ class Lan:
             present,
         )
 
-    def _apply(self, operations: list[Operation]) -> list[Failure]:
+    def _apply(self, operations: list[Operation], things: Mapping[str, list[Thing]]) -> list[Failure]:
         """In order; settings by /proc, the rest by netlink. New proxy entries are announced."""
         volatile = [link.index for link in self._taps.values() if link.transient]
         failures: list[Failure] = []
@@ -351,7 +376,22 @@ class Lan:
                 self._links[link.index] = replace(link, mac=thing.mac, mtu=thing.mtu, up=thing.up)
             elif isinstance(thing, Proxy) and (link := self._links.get(thing.device)) and link.name not in self._nics:
                 self._neighbours.announce(self._wire(link), [thing.address])
+        self._tell_mended(done, things)
         return failures
+
+    def _tell_mended(self, done: list[Thing], things: Mapping[str, list[Thing]]) -> None:
+        """What was there after an earlier pass, and has not been now; shared pieces once."""
+        told: set[Thing] = set()
+        for name, mine in things.items():
+            held = self._held.get(name, {})
+            mended = [thing for thing in done if held.get(thing.key) == thing and thing not in told]
+            if mended:
+                told.update(mended)
+                text = ", ".join(map(str, mended))
+                self._report(name, f"{name}: restored after it was removed or changed: {text}", NOTICE)
+            self._held[name] = {thing.key: thing for thing in mine}
+        for name in self._held.keys() - self._taps.keys():
+            del self._held[name]
 
     def _serve(self) -> None:
         """Tell the neighbours' room who is there, whom to answer and what to defend."""

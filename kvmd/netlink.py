@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from kvmd import rtnetlink
 from kvmd.errors import StartFailed
-from kvmd.network import PROTOCOL, Failure, HostRoute, Interface, Link, Neighbour, Operation, Proxy, Route
+from kvmd.network import PROTOCOL, Failure, HostRoute, Interface, Link, Neighbour, Operation, Proxy, Route, Thing
 from kvmd.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, HEADER, NLM_F_DUMP, NLM_F_REQUEST, Event
 
 NLM_F_DUMP_INTR, NLM_F_ACK_TLVS, NLMSG_ERROR, NLMSG_DONE, NLMSGERR_ATTR_MSG = 0x10, 0x200, 2, 3, 1
@@ -96,9 +96,13 @@ class Kernel:
             batch = operations[start : start + BATCH]
             for operation, (code, text) in zip(batch, self._request(batch), strict=True):
                 gone = operation.action == "remove" and code in (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.ENXIO)
-                if code and not gone:
+                if code and not gone and not (code == errno.EEXIST and self._present(operation.thing)):
                     failures.append(Failure(operation, code, text or os.strerror(code)))
         return failures
+
+    def _present(self, thing: Thing) -> bool:
+        """A dump of many IPv6 routes misses some while the kernel makes its own for new interfaces."""
+        return isinstance(thing, Route) and thing in self.routes(thing.device)
 
     def _request(self, operations: Sequence[Operation]) -> list[tuple[int, str]]:
         """For each operation errno, 0 if done, and the kernel's own words if it has any (NETLINK_EXT_ACK)."""

@@ -1,5 +1,7 @@
 """What kvmd costs, as ratios to what it is made of, measured in turn in one disposable host: see `tests/bench/run`.
 
+`tests/bench/run` alone is about one guest:
+
 Milliseconds of a busy machine mean little; the ratios are stable. Every round measures everything once, in turn.
 
     start    StartGuest sent → the guest's first serial line in the journal; bare: QEMU started → first byte in its file
@@ -7,6 +9,12 @@ Milliseconds of a busy machine mean little; the ratios are stable. Every round m
     network  before a tap is made, by somebody else → the uplink's proxy entries, the last thing applied; a shell script
              that ends in the same state likewise, started when the tap is there and with the daemon halted
     memory   proportional set size of the daemon (smaps_rollup)
+
+`tests/bench/run network` is about the LAN:
+
+    first ping  with cold neighbour caches on all sides; beside it the ping after it, with warm ones
+    mended      from the end of what went wrong until the kernel holds everything again
+    taps        1 to 1,000 taps: link event → applied, the daemon's memory, and what it does while nothing happens
 
 A benchmark is no test: the exit status is 0 if all of it could be measured.
 """

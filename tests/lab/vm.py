@@ -100,8 +100,9 @@ class VM(Machine):
         name: str = "vm",
         cpu: str = "EPYC,svm=on,npt=on",
         memory: int = 2048,
-        smp: int = 2,
+        smp: int = 1,
     ) -> None:
+        """``smp``: with two emulated CPUs, one in some ten nested KVM guests hangs on an MMIO exit (QEMU 7.2)."""
         super().__init__(name)
         self.release = release
         self.deb = deb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from dataclasses import replace
@@ -301,6 +302,8 @@ async def test_heals(bottle: Bottle, lan: Lan, trouble: str) -> None:
     )
     if trouble != "recreate":
         await eventually(lambda: run("sysctl", "-n", "net.ipv4.conf.up0.forwarding").strip() == "1")
+    mended = [sentence for _tap, sentence, _priority in bottle.reports if "restored" in sentence]
+    assert bool(mended) == (trouble not in ("recreate", "carrier")), bottle.reports
     settle()
     assert await bottle.lan.reaches(*texts(nic))
     assert await guest.reaches(ROUTER4, ROUTER6, HOST4)
@@ -359,12 +362,15 @@ async def test_addresses_in_use(bottle: Bottle, lan: Lan) -> None:
 
 
 async def test_conflict_later(bottle: Bottle, lan: Lan) -> None:
-    """Another machine takes a guest's address while it runs: told once."""
+    """Another machine takes a guest's address while it runs: told once, and the LAN is told whose it is."""
     _guest, nic = bottle.guest(1)
     await up(lan, nic)
+    [uplink] = json.loads(run("ip", "-j", "link", "show", "up0"))
+    bottle.lan.script(f"ip neigh replace {texts(nic)[0]} lladdr 02:00:00:00:00:99 dev wire nud stale")
     bottle.lan.script(f"arping -c 2 -w 1 -U -S {texts(nic)[0]} -i wire {texts(nic)[0]}")
     await eventually(lambda: lan.status(nic.tap).state == "conflict")
     assert len(bottle.reports) == 1
+    await eventually(lambda: uplink["address"] in bottle.lan.run("ip", "neigh", "show", texts(nic)[0]))
 
 
 async def test_addresses_are_defended(bottle: Bottle, lan: Lan) -> None:

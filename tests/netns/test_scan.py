@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import statistics
 from collections.abc import AsyncIterator
 
 import pytest
@@ -81,7 +82,9 @@ async def test_anothers_first_ping(bottle: Bottle, lan: Lan, family: int) -> Non
         await eventually(lambda: dropped() > 5000, seconds=20)
         texts = [await asyncio.to_thread(honest.run, *PING, "-c", "1", to) for to in targets]
         assert " 0% packet loss" in await conversation
-    assert max(float(found[1]) for text in texts if (found := re.search(r"time=([\d.]+) ms", text))) < 5
+    times = [float(found[1]) for text in texts if (found := re.search(r"time=([\d.]+) ms", text))]
+    assert len(times) == len(targets)
+    assert statistics.median(times) < 5
 
 
 def dropped() -> int:
