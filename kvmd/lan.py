@@ -56,6 +56,7 @@ class Lan:
         self._over: set[str] = set()  # taps whose guest has ended, or is just starting: nothing is wanted yet
         self._host = Host()
         self._links: dict[int, Link] = {}
+        self._uplinks: dict[str | None, Link | None] = {}  # by what a guest file says, found since the last change
         self._taps: dict[str, Link] = {}  # declared, present, not over
         self._held: dict[str, dict[object, Thing]] = {}  # by tap, what the last pass left
         self._plans: dict[str, tuple[Host, tuple[Nic, Link, Link | None], list[Thing]]] = {}
@@ -67,6 +68,7 @@ class Lan:
         self._stale = False  # addresses and routes of the host have to be asked for
         self._all, self._deep = False, False  # look at all taps; and at their settings too
         self._new: set[str] = set()  # look at these
+        self._seen: tuple[bytes, list[Setting]] = (b"", [])
         self._pass: asyncio.Handle | None = None
         self._poll: asyncio.TimerHandle | None = None
 
@@ -108,6 +110,7 @@ class Lan:
         Taps that exist are set up before it returns, leftovers of others removed. Refusals of the kernel are reported.
         """
         self._nics = {nic.tap: nic for nic in nics}
+        self._uplinks.clear()
         self._over &= self._nics.keys()
         self._schedule(every=True, deep=True)
         self._reconcile()
@@ -197,6 +200,8 @@ class Lan:
 
     def _link_changed(self, link: Link, gone: bool) -> None:
         before = self._links.get(link.index)
+        if link.name not in self._nics:
+            self._uplinks.clear()
         if gone:
             self._links.pop(link.index, None)
         else:
@@ -204,7 +209,8 @@ class Lan:
         if link.name not in self._nics:
             self._stale |= before is None or gone or replace(before, carrier=link.carrier) != link
             self._schedule(every=before != link or gone)
-            if before is not None and not gone and (link.carrier, link.mac) != (before.carrier, before.mac):
+            known = before is None or gone or (link.carrier, link.mac) == (before.carrier, before.mac)
+            if link.carrier and not known:
                 self._announce(link.index)  # whoever listens on that wire now may not have heard
             return
         if gone:
@@ -215,8 +221,9 @@ class Lan:
             self._schedule(every=True)
         elif before != link:
             self._schedule({link.name})
-            if before is not None and link.carrier and not before.carrier:
-                self._announce(tap=link.name)
+            uplink = self._uplink(self._nics[link.name])
+            if before is not None and link.carrier and not before.carrier and uplink is not None:
+                self._neighbours.announce(self._wire(uplink), self._nics[link.name].addresses)
 
     def _something_changed(self, event: Changed) -> None:
         link = self._links.get(event.device)
@@ -236,9 +243,20 @@ class Lan:
         self._schedule(every=True, deep=True)
 
     def _polled(self) -> None:
+        """Proxy entries and settings make no events. A pass over a thousand taps takes long: only if they differ."""
         self._poll = asyncio.get_running_loop().call_later(POLL, self._polled)
-        if self._taps:
+        if not self._taps:
+            return
+        seen = self._kernel.proxies_unread(), self._sysctls.remembered()
+        if seen != self._seen:
+            self._seen = seen
             self._schedule(every=True)
+        now = asyncio.get_running_loop().time()
+        over = {name for name, (until, _sentence) in self._conflicts.items() if until < now}
+        for name in over:
+            del self._conflicts[name]
+        if over:
+            self._schedule(over)
 
     def _filter_lost(self) -> None:
         self._filter_gone = True
@@ -253,9 +271,9 @@ class Lan:
                     self._defended[address] = now
                     self._neighbours.announce(self._wire(self._links[uplink]), [address])
                 sentence = f"{address} is also used by the machine with MAC {mac} on {self._name(uplink)}"
-                until, known = self._conflicts.get(name, (0.0, ""))
+                _until, known = self._conflicts.get(name, (0.0, ""))
                 self._conflicts[name] = now + CONFLICT_MEMORY, sentence
-                if sentence != known or until < now:
+                if sentence != known:
                     self._schedule({name})
 
     # --- the pass -----------------------------------------------------------------------------------------------------
@@ -273,6 +291,7 @@ class Lan:
         host = Host(self._links, self._kernel.addresses(), self._kernel.host_routes())
         changed = (host.addresses, host.routes) != (self._host.addresses, self._host.routes)
         self._host, self._stale = host, False
+        self._uplinks.clear()
         self._all, self._deep = self._all or changed, self._deep or changed
 
     def _reconcile(self) -> None:
@@ -381,15 +400,15 @@ class Lan:
 
     def _tell_mended(self, done: list[Thing], things: Mapping[str, list[Thing]]) -> None:
         """What was there after an earlier pass, and has not been now; shared pieces once."""
-        told: set[Thing] = set()
-        for name, mine in things.items():
-            held = self._held.get(name, {})
-            mended = [thing for thing in done if held.get(thing.key) == thing and thing not in told]
-            if mended:
-                told.update(mended)
-                text = ", ".join(map(str, mended))
-                self._report(name, f"{name}: restored after it was removed or changed: {text}", NOTICE)
-            self._held[name] = {thing.key: thing for thing in mine}
+        owners = {thing.key: name for name, mine in things.items() for thing in mine} if done else {}
+        mended: dict[str, list[str]] = {}
+        for thing in done:
+            name = owners.get(thing.key, "")
+            if self._held.get(name, {}).get(thing.key) == thing:
+                mended.setdefault(name, []).append(str(thing))
+        for name, pieces in mended.items():
+            self._report(name, f"{name}: restored after it was removed or changed: {', '.join(pieces)}", NOTICE)
+        self._held.update({name: {thing.key: thing for thing in mine} for name, mine in things.items()})
         for name in self._held.keys() - self._taps.keys():
             del self._held[name]
 
@@ -411,9 +430,8 @@ class Lan:
     def _tell(self, name: str, tap: Link | None, things: list[Thing], failures: list[Failure], unguarded: str) -> None:
         nic, before = self._nics[name], self.status(name)
         uplink = self._uplink(nic)
-        until, conflict = self._conflicts.get(name, (0.0, ""))
-        current = conflict if asyncio.get_running_loop().time() < until else ""
-        status = assess(nic, tap, uplink, current, things, failures, unguarded)
+        _until, conflict = self._conflicts.get(name, (0.0, ""))
+        status = assess(nic, tap, uplink, conflict, things, failures, unguarded)
         if status == before:
             return
         self._statuses[name] = status
@@ -426,15 +444,17 @@ class Lan:
             self._report(name, f"{name} is up again on {status.uplink}", NOTICE)
         self._on_change(status)
 
-    def _announce(self, uplink: int = 0, tap: str = "") -> None:
-        """The addresses of all guests on ``uplink``, or of the one behind ``tap``."""
+    def _announce(self, uplink: int) -> None:
+        """The addresses of all guests on ``uplink``."""
         for name in self._taps:
             link = self._uplink(self._nics[name])
-            if link is not None and link.carrier and (link.index == uplink or name == tap):
+            if link is not None and link.index == uplink:
                 self._neighbours.announce(self._wire(link), self._nics[name].addresses)
 
     def _uplink(self, nic: Nic) -> Link | None:
-        return self._host.uplink(nic, self._nics)
+        if nic.uplink not in self._uplinks:
+            self._uplinks[nic.uplink] = self._host.uplink(nic, self._nics)
+        return self._uplinks[nic.uplink]
 
     def _wire(self, uplink: Link) -> Wire:
         own = [interface.ip for interface in self._host.addresses.get(uplink.index, ())]

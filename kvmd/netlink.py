@@ -89,6 +89,10 @@ class Kernel:
                 found[0 if ours else 1].append(proxy)
         return found
 
+    def proxies_unread(self) -> bytes:
+        """All proxy entries, only to be compared with what this was before."""
+        return b"".join(self._dump(GETNEIGH, rtnetlink.ask_neighbours(proxies=True)))
+
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """All of them, in order; one that fails stops none. What was to be removed and is gone is no failure."""
         failures = []

@@ -43,7 +43,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class HostRoute:
-    """A default route (``gateway`` may be None on point-to-point links) or an on-link prefix, of the main table."""
+    """A default route (``gateway`` may be None on point-to-point links) or an on-link prefix, of the main table.
+
+    Link-local and multicast prefixes are no part of it: each tap has them.
+    """
 
     prefix: Network
     device: int
@@ -96,14 +99,11 @@ class Host:
         return [address for address in nic.addresses if not any(address in prefix for prefix in prefixes)]
 
     def on_link(self, uplink: Link) -> list[Network]:
-        """Prefixes of ``uplink``'s LAN, link-local and multicast ones left out."""
+        """Prefixes of ``uplink``'s LAN."""
         return [
             route.prefix
             for route in self.routes
-            if route.device == uplink.index
-            and route.gateway is None
-            and route.prefix.prefixlen
-            and not (route.prefix.is_link_local or route.prefix.is_multicast)
+            if route.device == uplink.index and route.gateway is None and route.prefix.prefixlen
         ]
 
 

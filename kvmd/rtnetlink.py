@@ -180,14 +180,16 @@ def address(body: bytes) -> tuple[int, Interface] | None:
 
 
 def host_route(body: bytes) -> HostRoute | None:
-    """A default route or an on-link prefix; None for any other."""
+    """A default route or an on-link prefix; None for any other, link-local and multicast ones too."""
     family, length, kind = body[0], body[1], body[7]
     found = attributes(body, 12)
     index, gateway = _next_hop(found)
     if kind != RTN_UNICAST or not index or (length and gateway is not None):
         return None
-    nowhere = bytes(4 if family == socket.AF_INET else 16)
-    return HostRoute(ip_network((found.get(RTA_DST, nowhere), length)), index, gateway, _number(found, RTA_PRIORITY))
+    prefix = ip_network((found.get(RTA_DST, bytes(4 if family == socket.AF_INET else 16)), length))
+    if prefix.is_link_local or prefix.is_multicast:
+        return None
+    return HostRoute(prefix, index, gateway, _number(found, RTA_PRIORITY))
 
 
 def route(body: bytes) -> Route | None:
