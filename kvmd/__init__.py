@@ -24,7 +24,8 @@ tests/unit/test_house.py reads this table and the imports::
     qemu        | guest → QEMU's arguments                              | errors guest
     scope       | guest → scope properties; names of units and objects  | errors guest
     network     | NICs + host → kernel state wanted; diff               | errors guest
-    nicstatus   | how a NIC is doing: a word and a sentence             | guest network
+    dhcp        | what a guest is told: dnsmasq's configuration, unit   | guest network
+    nicstatus   | how a NIC is doing: a word and a sentence             | guest network dhcp
     vicinity    | what a guest may be told of its IPv6 neighbours       | guest network
     frames      | ARP and neighbour discovery as bytes                  |
     rtnetlink   | rtnetlink messages as bytes                           | guest network
@@ -52,9 +53,10 @@ tests/unit/test_house.py reads this table and the imports::
 
     joining: each brings together what stands above it
     console     | a person at a guest's serial port                     | serial
+    dnsmasq     | guests told their addresses: one dnsmasq for each tap | pure ground systemd
     lan         | all guests' NICs, reconciled with the kernel          | pure netlink sysctl neighbours firewall
-    machine     | one running guest: start, adopt, stop                 | pure ground acting console lan
-    manager     | all guests: files, start and stop by name             | pure ground acting lan machine
+    machine     | one running guest: start, adopt, stop                 | pure ground acting console dnsmasq lan
+    manager     | all guests: files, start and stop by name             | pure ground acting dnsmasq lan machine
     bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager
     __main__    | arguments and wiring                                  | everything
 """

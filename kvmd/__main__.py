@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from . import __version__, files, guestfile
@@ -48,6 +48,7 @@ async def serve() -> None:
     from systemd import daemon
 
     from .bus import NAME, Service
+    from .dnsmasq import resolver_directories
     from .errors import Unavailable
     from .journal import Journal
     from .lan import Lan
@@ -78,6 +79,9 @@ async def serve() -> None:
             stack.callback(watch.close)
         except OSError as error:
             raise Unavailable(f"cannot watch {CONFIGURATION}: {error.strerror}") from error
+        for directory in resolver_directories():
+            with suppress(OSError):  # gone meanwhile
+                stack.callback(files.Watch(directory, manager.resolvers_changed).close)
         await bus.own(NAME)
         daemon.notify("READY=1")
         await manager.activate_units()

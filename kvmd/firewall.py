@@ -49,7 +49,8 @@ _TABLE = f"""{NOTHING}table {TABLE} {{
     iifname . ip saddr @own4 goto talk
     iifname . ip6 saddr @own6 goto talk
     ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
-    ip6 saddr :: icmpv6 type {{ nd-neighbor-solicit, mld-listener-report, mld2-listener-report }} accept
+    ip6 saddr :: icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit }} accept
+    ip6 saddr :: icmpv6 type {{ mld-listener-report, mld2-listener-report }} accept
     iifname . ip6 saddr @talks6 accept
     ip6 saddr fe80::/10 {PACE} add @talks6 {{ iifname . ip6 saddr }} accept
     counter drop

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -174,8 +175,10 @@ def _settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
             _drop(disk, own, "size", "base")
         if disk.get("format", "qcow2") not in BACKED_FORMATS:
             _drop(disk, own, "base")
-    for nic in values["network"]:
+    for nic, own in zip(values["network"], said.get("network") or (), strict=True):
         nic["model"] = nic.get("model") or (LEGACY_MODEL[kind] if legacy else "virtio")
+        if not own.get("address"):
+            _drop(nic, own, "configure")
     return values
 
 
@@ -219,6 +222,11 @@ def _disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             yield ("network", position, "model"), f"microvm has no {nic['model']}", 'write "virtio"'
         if nic.get("tap") and nic["tap"] == nic.get("uplink"):
             yield ("network", position, "tap"), f"{show(nic['tap'])} is the uplink", "give the tap a name of its own"
+        if nic.get("configure") and nic.get("address", ()) == ():
+            yield ("network", position, "configure"), "there is no address to configure", "set address, or remove it"
+        if nic.get("configure") and not re.fullmatch(r"[A-Za-z0-9_.-]+", nic.get("tap") or "tap"):
+            what = f"{show(nic['tap'])} cannot be the name where configure is true"
+            yield ("network", position, "tap"), what, 'use letters, digits and "_.-"'
 
 
 def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kvmd import netlink, network, vicinity
+from kvmd import dhcp, netlink, network, vicinity
 from kvmd.errors import AddressInUse, StartFailed, Unavailable
 from kvmd.firewall import Firewall
 from kvmd.guest import Address, Nic
@@ -365,6 +365,8 @@ class Lan:
         readable = {setting.key for setting in settings}
         present: list[Thing] = [*settings]
         present += [LinkState(link.index, link.mac, link.mtu, link.up) for link in scope.values()]
+        for device in (0,) if every else [link.index for name, link in scope.items() if self._nics[name].configure]:
+            present += self._kernel.tap_addresses(device)
         for device in (0,) if every else [link.index for link in scope.values()]:
             present += self._kernel.neighbours(device)
             present += self._kernel.routes(device)
@@ -432,6 +434,8 @@ class Lan:
         uplink = self._uplink(nic)
         _until, conflict = self._conflicts.get(name, (0.0, ""))
         status = assess(nic, tap, uplink, conflict, things, failures, unguarded)
+        if nic.configure and nic.addresses and tap and uplink:
+            status = replace(status, terms=dhcp.terms(nic, uplink, self._host))
         if status == before:
             return
         self._statuses[name] = status

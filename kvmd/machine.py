@@ -17,6 +17,7 @@ from typing import Any, Literal
 from . import fdstore, images, netlink, qemu, scope
 from .accelerator import Kvm
 from .console import Console
+from .dnsmasq import Dnsmasq
 from .errors import KvmdError, StartFailed, Timeout, Unavailable
 from .guest import Guest, Nic
 from .journal import Event, Journal, newest_first
@@ -56,6 +57,7 @@ class Host:
     lan: Lan
     systemd: Systemd
     journal: Journal
+    dnsmasq: Dnsmasq
 
 
 async def bury(name: str, journal: Journal) -> None:
@@ -161,7 +163,7 @@ class Machine:
             process, release, give_up = await spawn(argv, descriptors, user, stderr)
         self._own_process(undo, process)
         try:
-            await self._host.systemd.start_scope(self.guest.scope, scope.properties(self.guest, process.pid))
+            await self._host.systemd.start_transient(self.guest.scope, scope.properties(self.guest, process.pid))
         except BaseException:
             give_up()
             raise
@@ -169,6 +171,9 @@ class Machine:
         self.released.set()
         await self._log(resume=False)
         await all_of(self._greet(undo), *(self._connect(nic) for nic in self.guest.nics))
+        for nic in self.guest.nics:
+            undo.push_async_callback(self._host.dnsmasq.end, nic)
+            await self._configure(nic)
         self._runtime.lock()
         self._runtime.write({"pid": f"{process.pid}\n".encode()})
         self.started = self._runtime.started()
@@ -195,6 +200,7 @@ class Machine:
         self._undo.push_async_callback(self._qmp.close)
         for nic in self.guest.nics:
             self._undo.push_async_callback(self._host.lan.withdraw, nic.tap)
+            self._undo.push_async_callback(self._host.dnsmasq.end, nic)
         self.released.set()
         invocation = await self._log(resume=True)
         self.started = self._runtime.started()
@@ -352,6 +358,18 @@ class Machine:
         except Unavailable:
             if nic.uplink:
                 raise  # a default route may still come, a name that was typed wrong does not
+
+    async def _configure(self, nic: Nic) -> None:
+        if terms := self._host.lan.status(nic.tap).terms:
+            await self._host.dnsmasq.serve(self.guest, terms)
+
+    async def configure(self) -> None:
+        """The LAN has changed, perhaps: tell the guest, where it is told anything."""
+        for nic in self.guest.nics:
+            try:
+                await self._configure(nic)
+            except KvmdError as error:
+                self._say(Event.NETWORK, f"Guest {self.guest.name} is not told of its network: {error}", LOG_WARNING)
 
     async def _register(self) -> None:
         indexes = [self._host.lan.status(nic.tap).index for nic in self.guest.nics]

@@ -15,6 +15,7 @@ from dbus_next.signature import Variant
 
 from . import __version__, accelerator, fdstore, files, guestfile, runtime
 from .accelerator import Kvm
+from .dnsmasq import Dnsmasq
 from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
 from .guest import Guest
 from .journal import Event, Journal, newest_first, synchronize
@@ -129,6 +130,18 @@ class Manager:
     def network_changed(self, status: NicStatus) -> None:
         if name := self._guest_of(status.tap):
             self.changed(name)
+            if status.terms:
+                self._configure(self._known[name])
+
+    def resolvers_changed(self) -> None:
+        """The host may have other name servers now."""
+        for known in self._known.values():
+            self._configure(known)
+
+    def _configure(self, known: Known) -> None:
+        """Guests with ``configure``; one that starts does so itself, if it is not past that already."""
+        if known.on and known.run and any(nic.configure for nic in known.run.guest.nics):
+            self._background(known.run.configure(), f"configure {known.name}")
 
     def _guest_of(self, tap: str) -> str | None:
         for known in self._known.values():
@@ -382,7 +395,7 @@ class Manager:
         except OSError as error:
             raise Unavailable(f"cannot read /etc/machine-id: {error.strerror}") from error
         self._ids = guestfile.HostIds(machine_id)
-        self._host = Host(lan, self._systemd, self._journal)
+        self._host = Host(lan, self._systemd, self._journal, Dnsmasq(self._systemd, self._journal))
         self._read_files()
         await synchronize()
         running = {guest_name(unit) for unit in await self._systemd.scopes("kvmd-*.scope")}

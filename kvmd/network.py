@@ -1,17 +1,19 @@
 """What the kernel should hold for the guests' network: a pure function of their NICs and of what the host looks like.
 
 No bridge. For each address of a guest: a host route to its tap, a permanent neighbour on the tap, a proxy entry on the
-uplink. The tap has no address of the host's: nothing on it goes stale when the uplink's address changes. What is wanted
-is a *sequence*, in the order of application; ``diff`` compares it with what is present and keeps that order.
+uplink. The tap has no address of the host's: nothing on it goes stale when the uplink's address changes. (A guest that
+is to be configured has a DHCP server on its tap, which does not work without addresses there.) What is wanted is a
+*sequence*, in the order of application; ``diff`` compares it with what is present and keeps that order.
 
-Pieces made by kvmd carry protocol number 171 (RTA_PROTOCOL, NDA_PROTOCOL), so that they can be told from all others.
+Pieces made by kvmd carry protocol number 171 (RTA_PROTOCOL, NDA_PROTOCOL, IFA_PROTO), so that they can be told from
+all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_network
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface, ip_network
 from typing import Literal
 
 from kvmd.guest import Address, Network, Nic
@@ -21,6 +23,7 @@ TAP_MAC = "fe:6b:76:6d:64:00"  # of every tap, host's side: a guest's neighbour 
 TAP_MTU_MAX = 65521  # drivers/net/tun.c: MAX_MTU - ETH_HLEN
 METRIC = 1024  # of IPv6 routes (the kernel's own default), and of the IPv4 routes that name no source
 ALL = 0  # net.ipvX.conf.all, where a Setting wants an interface index
+DHCP_SERVER = IPv4Interface("169.254.171.171/32")  # on taps whose guest is configured: never stale, none of the LAN
 
 Interface = IPv4Interface | IPv6Interface
 
@@ -95,8 +98,13 @@ class Host:
 
     def strangers(self, nic: Nic, uplink: Link) -> list[Address]:
         """Addresses of ``nic`` that lie in no prefix of ``uplink``'s LAN: its machines will ask a router for them."""
+        return [address for address in nic.addresses if self.prefix(uplink, address) is None]
+
+    def prefix(self, uplink: Link, address: Address) -> Network | None:
+        """The longest prefix of ``uplink``'s LAN that holds ``address``."""
         prefixes = [*self.on_link(uplink), *(interface.network for interface in self.addresses.get(uplink.index, ()))]
-        return [address for address in nic.addresses if not any(address in prefix for prefix in prefixes)]
+        around = [prefix for prefix in prefixes if address in prefix]
+        return max(around, key=lambda prefix: prefix.prefixlen, default=None)
 
     def on_link(self, uplink: Link) -> list[Network]:
         """Prefixes of ``uplink``'s LAN."""
@@ -142,6 +150,21 @@ class LinkState:
 
     def __str__(self) -> str:
         return f"tap up, MAC {self.mac}, MTU {self.mtu}"
+
+
+@dataclass(frozen=True, slots=True)
+class TapAddress:
+    """An address of the host's on a tap, for a server there and nothing else: no route, never chosen as source."""
+
+    device: int
+    interface: Interface
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("address", self.device, self.interface)
+
+    def __str__(self) -> str:
+        return f"address {self.interface} on the tap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +217,7 @@ class Proxy:
         return f"proxy entry for {self.address}"
 
 
-Thing = Setting | LinkState | Route | Neighbour | Proxy
+Thing = Setting | LinkState | TapAddress | Route | Neighbour | Proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +248,7 @@ def wanted(nic: Nic, tap: Link, uplink: Link | None, host: Host) -> list[Thing]:
         *(_uplink_settings(uplink.index, families) if uplink else ()),
         *_tap_guard(tap.index, families),
         LinkState(tap.index, TAP_MAC, min(uplink.mtu, TAP_MTU_MAX) if uplink else tap.mtu),
+        *(TapAddress(tap.index, interface) for interface in (_servers(nic, uplink, host) if uplink else ())),
         *(Neighbour(tap.index, address, nic.mac) for address in nic.addresses),
         *_routes(nic, tap, uplink, host),
         *_tap_forwarding(tap.index, families),
@@ -272,6 +296,35 @@ def _tap_forwarding(tap: int, families: Collection[int]) -> Iterator[Setting]:
     if 4 in families:
         # After the guest's route: before, the host would answer the guest's own gratuitous ARP, a false duplicate.
         yield Setting("ipv4/conf", tap, "proxy_arp", 1)
+
+
+def interfaces(nic: Nic, uplink: Link, host: Host) -> tuple[Interface, ...]:
+    """The addresses a guest is handed, with their prefix lengths: the first of IPv4, of IPv6 the first of each prefix.
+
+    An IPv4 address of no prefix of the LAN is alone. dnsmasq knows no IPv6 prefix shorter than /64.
+    """
+    found: dict[object, Interface] = {}
+    for address in nic.addresses:
+        prefix = host.prefix(uplink, address)
+        length = prefix.prefixlen if prefix else 0
+        if address.version == 4:
+            found.setdefault(4, ip_interface((address, length or 32)))
+        else:
+            interface = ip_interface((address, length if 64 <= length < 127 else 64))
+            found.setdefault(interface.network, interface)
+    return tuple(found.values())
+
+
+def _servers(nic: Nic, uplink: Link, host: Host) -> Iterator[Interface]:
+    """What dnsmasq must find on the tap: any IPv4 address, and one of each IPv6 prefix it speaks of.
+
+    There it is the subnet-router anycast address, which a router has anyway (RFC 4291 section 2.6.1).
+    """
+    for interface in interfaces(nic, uplink, host) if nic.configure else ():
+        if isinstance(interface, IPv4Interface):
+            yield DHCP_SERVER
+        else:
+            yield IPv6Interface((interface.network.network_address, interface.network.prefixlen))
 
 
 def _routes(nic: Nic, tap: Link, uplink: Link | None, host: Host) -> Iterator[Route]:

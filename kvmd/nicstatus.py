@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from kvmd.dhcp import Terms
 from kvmd.guest import Nic
 from kvmd.network import Failure, Link, Thing
 
@@ -18,7 +19,7 @@ class NicStatus:
 
     absent: no such tap. up: all is applied. down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the
     guest reaches this host and its guests only. conflict: another machine uses an address. failed: the kernel refused
-    a piece.
+    a piece. ``terms``: what the guest is to be told, where it is to be told anything.
     """
 
     tap: str
@@ -26,6 +27,7 @@ class NicStatus:
     uplink: str = ""
     state: State = "absent"
     detail: str = ""
+    terms: Terms | None = None
 
 
 def assess(

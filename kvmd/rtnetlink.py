@@ -14,12 +14,25 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 
 from pyroute2.netlink import nlmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from kvmd.guest import Address
-from kvmd.network import PROTOCOL, HostRoute, Interface, Link, LinkState, Neighbour, Operation, Proxy, Route, Setting
+from kvmd.network import (
+    PROTOCOL,
+    HostRoute,
+    Interface,
+    Link,
+    LinkState,
+    Neighbour,
+    Operation,
+    Proxy,
+    Route,
+    Setting,
+    TapAddress,
+)
 
 # linux/rtnetlink.h, netlink.h, if.h, if_addr.h, if_link.h, neighbour.h
 NEWLINK, DELLINK, GETLINK, NEWADDR, DELADDR, GETADDR = 16, 17, 18, 20, 21, 22
@@ -29,10 +42,11 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_EXT_MASK = 1, 3, 4, 18, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_TUN_PERSIST, RTEXT_FILTER_SKIP_STATS = 1, 2, 6, 8
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
+IFA_F_NODAD, IFA_F_NOPREFIXROUTE, INFINITE = 0x02, 0x200, 0xFFFFFFFF
 IFA_F_TEMPORARY, IFA_F_UNUSABLE = 0x01, 0x08 | 0x20 | 0x40  # unusable: dadfailed, deprecated, tentative
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 6, 7, 9, 18
-RT_TABLE_MAIN, RTN_UNICAST, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 254, 1, 0, 253
+RT_TABLE_MAIN, RTN_UNICAST, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 254, 1, 0, 253, 254
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_PROTOCOL = 1, 2, 8, 12
 NTF_PROXY, NTF_ROUTER, NUD_PERMANENT = 0x08, 0x80, 0x80
 NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_PROXY_NEIGH = 1, 2, 5
@@ -73,6 +87,15 @@ def encode(operation: Operation, sequence: int) -> bytes:
         case LinkState():
             message = _message(ifinfmsg, NEWLINK, index=thing.device, flags=IFF_UP * thing.up, change=IFF_UP)
             message["attrs"] = [["IFLA_MTU", thing.mtu], ["IFLA_ADDRESS", thing.mac]]
+        case TapAddress():
+            own, length = thing.interface.ip, thing.interface.network.prefixlen
+            message = _message(ifaddrmsg, DELADDR if remove else NEWADDR, 0 if remove else create)
+            message.update(family=_family(own), prefixlen=length, index=thing.device)
+            message["scope"] = RT_SCOPE_HOST if own.version == 4 else RT_SCOPE_UNIVERSE
+            message["attrs"] = [["IFA_LOCAL", str(own)], ["IFA_ADDRESS", str(own)], ["IFA_PROTO", PROTOCOL]]
+            message["attrs"] += [["IFA_FLAGS", IFA_F_NODAD | IFA_F_NOPREFIXROUTE]]
+            if own.version == 6:  # deprecated at once: the last to be chosen as source
+                message["attrs"] += [["IFA_CACHEINFO", {"ifa_preferred": 0, "ifa_valid": INFINITE}]]
         case Route():
             message = _message(rtmsg, DELROUTE if remove else NEWROUTE, 0 if remove else create)
             message["family"], message["dst_len"] = _family(thing.prefix.network_address), thing.prefix.prefixlen
@@ -103,8 +126,8 @@ def ask_links() -> bytes:
     return struct.pack("=BxHiIIHHI", 0, 0, 0, 0, 0, 8, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
 
-def ask_addresses() -> bytes:
-    return struct.pack("=BBBBi", 0, 0, 0, 0, 0)
+def ask_addresses(device: int = 0) -> bytes:
+    return struct.pack("=BBBBi", 0, 0, 0, 0, device)
 
 
 def ask_routes(family: int, protocol: int = 0, device: int = 0) -> bytes:
@@ -171,11 +194,22 @@ def link(body: bytes) -> Link:
 
 def address(body: bytes) -> tuple[int, Interface] | None:
     """Interface index and address; None for one the host does not speak by, or not for long."""
-    family, length, flags, _scope, index = struct.unpack_from("=BBBBI", body)
+    family, _length, flags, _scope, _index = struct.unpack_from("=BBBBI", body)
     found = attributes(body, 8)
     flags = _number(found, IFA_FLAGS) or flags
-    if flags & (IFA_F_UNUSABLE | (IFA_F_TEMPORARY if family == socket.AF_INET6 else 0)):
+    if found.get(IFA_PROTO) == OURS or flags & (IFA_F_UNUSABLE | (IFA_F_TEMPORARY if family == socket.AF_INET6 else 0)):
         return None
+    return _interface(body, found)
+
+
+def tap_address(body: bytes) -> TapAddress | None:
+    """An address of ours, None for any other."""
+    found = attributes(body, 8)
+    return TapAddress(*_interface(body, found)) if found.get(IFA_PROTO) == OURS else None
+
+
+def _interface(body: bytes, found: dict[int, bytes]) -> tuple[int, Interface]:
+    _family, length, _flags, _scope, index = struct.unpack_from("=BBBBI", body)
     return index, ip_interface((found.get(IFA_LOCAL) or found[IFA_ADDRESS], length))
 
 
@@ -218,7 +252,8 @@ def events(data: bytes) -> Iterator[Event]:
         if number in (NEWLINK, DELLINK) and body[0] == socket.AF_UNSPEC:  # bridges tell of their ports, too
             yield LinkChanged(link(body), gone=number == DELLINK)
         elif number in (NEWADDR, DELADDR):
-            yield Changed(struct.unpack_from("=I", body, 4)[0])
+            lost = number == DELADDR and tap_address(body) is not None
+            yield Changed(struct.unpack_from("=I", body, 4)[0], lost)
         elif number in (NEWROUTE, DELROUTE) and body[4] == RT_TABLE_MAIN:
             index, _gateway = _next_hop(attributes(body, 12))
             yield Changed(index, lost=number == DELROUTE and body[5] == PROTOCOL)

@@ -109,7 +109,6 @@ GUEST = Table(
 WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {
     ("firmware",): ("bios",),
     ("profile",): ("linux", "bsd", "legacy"),
-    ("network", "configure"): (False,),
     ("credentials",): ({},),
     ("cloud_init",): ({},),
     ("display", "vnc"): (False,),

@@ -17,6 +17,7 @@ from .sysbus import DBUS, BusError, SystemBus
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")
 UNIT = "org.freedesktop.systemd1.Unit"
+SERVICE = "org.freedesktop.systemd1.Service"
 
 Properties = Sequence[tuple[str, str, object]]
 
@@ -72,8 +73,8 @@ class Systemd:
     async def restart_unit(self, unit: str) -> str:
         return await self._job("RestartUnit", "ss", unit, "replace")
 
-    async def start_scope(self, name: str, properties: Properties) -> None:
-        """Put the processes named in ``properties`` into a transient scope (StartTransientUnit).
+    async def start_transient(self, name: str, properties: Properties) -> None:
+        """Start a transient unit: a scope of the processes named in ``properties``, or a service (StartTransientUnit).
 
         Raises ``StartFailed`` with systemd's reason.
         """
@@ -88,14 +89,22 @@ class Systemd:
                 await self.reset_failed(name)  # one that failed while nobody was there to look
                 result = await self._job(*start)
         except BusError as error:
-            raise StartFailed(f"systemd refused the scope {name}: {error}") from error
+            raise StartFailed(f"systemd refused {name}: {error}") from error
         if result != "done":
-            raise StartFailed(f"systemd could not start the scope {name}: job {result}")
+            raise StartFailed(f"systemd could not start {name}: job {result}")
 
     async def set_properties(self, unit: str, properties: Properties) -> None:
         """Change properties of a running unit, until it ends (SetUnitProperties). Raises ``BusError``."""
         values = [[key, Variant(signature, value)] for key, signature, value in properties]
         await self._bus.call(MANAGER, "SetUnitProperties", "sba(sv)", unit, True, values)
+
+    async def standard_input(self, service: str) -> bytes:
+        """What the service reads (StandardInputData=); nothing if it is not loaded."""
+        try:
+            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", service)
+            return bytes(await self._bus.get((MANAGER[0], path, SERVICE), "StandardInputData"))
+        except BusError:
+            return b""
 
     async def reset_failed(self, unit: str) -> None:
         with contextlib.suppress(BusError):  # not loaded, or not failed
@@ -141,7 +150,7 @@ class Systemd:
     async def restarts(self, unit: str) -> int:
         """How often in a row systemd has started the unit again by Restart=."""
         (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
-        return int(await self._bus.get((MANAGER[0], path, "org.freedesktop.systemd1.Service"), "NRestarts"))
+        return int(await self._bus.get((MANAGER[0], path, SERVICE), "NRestarts"))
 
     async def reload(self) -> None:
         """Have the generators run again (daemon-reload)."""

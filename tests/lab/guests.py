@@ -4,7 +4,8 @@ The initrd (its /init is the file beside this one) understands on the kernel com
 
     kvmd.name=NAME                 prints "guest: ready NAME" on ttyS0 when the network is up, DAD included
     kvmd.addr=192.0.2.42/24 kvmd.gw=192.0.2.1 kvmd.addr6=2001:db8:1::42/64 kvmd.gw6=2001:db8:1::1
-    kvmd.addr.1=…                  the same for the second interface; kvmd.dhcp=1: ask for an address
+    kvmd.dhcp=1 kvmd.dhcp6=1       asks for addresses instead, and prints what it is told: "guest: DHCP bound …"
+    kvmd.addr.1=…                  the same for the second interface
     kvmd.disk=1                    counts boots and stops in the first sector of the first disk, and prints them
     kvmd.ping=ADDRESS,…            then pings, and prints "guest: ping ADDRESS ok" or "failed"
     kvmd.deaf=1                    ignores the power button
@@ -31,15 +32,19 @@ MODULES = [
     "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4",
 ]
 APPLETS = [
-    "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "head", "tr", "dd", "printf",
+    "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "udhcpc6", "head", "tr", "dd", "printf",
     "echo", "poweroff", "reboot", "sed", "usleep", "ping", "ping6", "awk", "sleep", "ls", "sync", "arping", "nc",
     "wget", "hexdump", "dmesg", "mknod", "mkdir", "uname", "cp", "rm", "switch_root",
 ]
 # fmt: on
+# The script of udhcpc and udhcpc6.
 DHCP = """#!/bin/sh
-[ "$1" = bound ] || exit 0
-ip addr add "$ip/$mask" dev "$interface"
-[ -z "$router" ] || ip route add default via "$router" dev "$interface"
+case $1 in bound | renew) ;; *) exit 0 ;; esac
+[ -z "$ip" ] || ip addr add "$ip/$mask" dev "$interface" 2>/dev/null
+[ -z "$ipv6" ] || ip addr add "$ipv6/128" dev "$interface" 2>/dev/null
+[ -z "$router" ] || ip route replace default via "$router" dev "$interface"
+[ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
+echo "guest: DHCP $1 $ip${ip:+/$mask}$ipv6 router=$router mtu=$mtu dns=$dns"
 """
 
 TEMPLATE, RESET = 0x100, 0xFFF0  # where in the ROM the line and the reset vector are
@@ -50,7 +55,7 @@ def kernel(release: str = "bookworm") -> Path:
 
 
 def initrd(release: str = "bookworm") -> Path:
-    sources = key(root(release).name, Path(__file__).read_bytes(), INIT.read_bytes())
+    sources = key(root(release).name, root("trixie").name, Path(__file__).read_bytes(), INIT.read_bytes())
     return built(f"initrd-{release}", sources, lambda path: write_initrd(path, guest_files(root(release))))
 
 
@@ -60,7 +65,7 @@ def write_initrd(path: Path, files: Iterator[File]) -> None:
 
 def guest_files(tree: Path) -> Iterator[File]:
     """Path, mode and content of all there is in the guest."""
-    yield from busybox(tree)
+    yield from busybox(root("trixie"))  # Debian 12's has no udhcpc6
     yield "init", 0o100755, INIT.read_bytes()
     yield "bin/dhcp", 0o100755, DHCP.encode()
     yield from modules(tree, MODULES)
