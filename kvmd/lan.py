@@ -434,7 +434,7 @@ class Lan:
         uplink = self._uplink(nic)
         _until, conflict = self._conflicts.get(name, (0.0, ""))
         status = assess(nic, tap, uplink, conflict, things, failures, unguarded)
-        if nic.configure and nic.addresses and tap and uplink:
+        if nic.configure and nic.addresses and name in self._taps and uplink:
             status = replace(status, terms=dhcp.terms(nic, uplink, self._host))
         if status == before:
             return

@@ -369,7 +369,9 @@ class Machine:
             try:
                 await self._configure(nic)
             except KvmdError as error:
-                self._say(Event.NETWORK, f"Guest {self.guest.name} is not told of its network: {error}", LOG_WARNING)
+                if self.state in (State.RUNNING, State.PAUSED):
+                    message = f"Guest {self.guest.name} is not told what has changed in its network: {error}"
+                    self._say(Event.NETWORK, message, LOG_WARNING)
 
     async def _register(self) -> None:
         indexes = [self._host.lan.status(nic.tap).index for nic in self.guest.nics]

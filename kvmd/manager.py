@@ -139,8 +139,8 @@ class Manager:
             self._configure(known)
 
     def _configure(self, known: Known) -> None:
-        """Guests with ``configure``; one that starts does so itself, if it is not past that already."""
-        if known.on and known.run and any(nic.configure for nic in known.run.guest.nics):
+        """A guest that starts is told by itself, and once more when it runs."""
+        if known.run and known.state in (State.RUNNING, State.PAUSED):
             self._background(known.run.configure(), f"configure {known.name}")
 
     def _guest_of(self, tap: str) -> str | None:
@@ -259,6 +259,7 @@ class Manager:
             self._declare()
         try:
             await known.run.start(self._kvm)
+            self._configure(known)
             await known.run.wait_ready()
         finally:
             self.changed(known.name)

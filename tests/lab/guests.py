@@ -32,9 +32,9 @@ MODULES = [
     "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4",
 ]
 APPLETS = [
-    "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "udhcpc6", "head", "tr", "dd", "printf",
-    "echo", "poweroff", "reboot", "sed", "usleep", "ping", "ping6", "awk", "sleep", "ls", "sync", "arping", "nc",
-    "wget", "hexdump", "dmesg", "mknod", "mkdir", "uname", "cp", "rm", "switch_root",
+    "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "udhcpc6", "head", "tr", "dd",
+    "printf", "echo", "poweroff", "reboot", "sed", "usleep", "ping", "ping6", "awk", "sleep", "ls", "sync", "arping",
+    "nc", "wget", "hexdump", "dmesg", "mknod", "mkdir", "uname", "cp", "rm", "switch_root",
 ]
 # fmt: on
 # The script of udhcpc and udhcpc6.
@@ -44,7 +44,7 @@ case $1 in bound | renew) ;; *) exit 0 ;; esac
 [ -z "$ipv6" ] || ip addr add "$ipv6/128" dev "$interface" 2>/dev/null
 [ -z "$router" ] || ip route replace default via "$router" dev "$interface"
 [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
-echo "guest: DHCP $1 $ip${ip:+/$mask}$ipv6 router=$router mtu=$mtu dns=$dns"
+echo "guest: DHCP $1 $ip${ip:+/$mask}$ipv6 router=$router mtu=$mtu dns=$dns" >/dev/ttyS0
 """
 
 TEMPLATE, RESET = 0x100, 0xFFF0  # where in the ROM the line and the reset vector are

@@ -1,4 +1,4 @@
-"""A guest that is told its addresses: DHCPv4, router advertisements and DHCPv6, by a dnsmasq that comes and goes with it."""
+"""A guest is told its addresses: DHCPv4, router advertisements and DHCPv6, by a dnsmasq that comes and goes with it."""
 
 from __future__ import annotations
 
