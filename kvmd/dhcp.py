@@ -16,6 +16,8 @@ from kvmd.network import TAP_MTU_MAX, Host, Interface, Link, interfaces
 
 PROGRAM = "/usr/sbin/dnsmasq"
 LEASE = "10m"  # a guest learns of a change within half of it
+# dnsmasq's shortest: so long a guest waits that has become another to DHCPv6, by booting another system.
+LEASE6 = "2m"
 ROUTER_LIFETIME = 1800  # seconds
 ADVERTISE_INTERVAL = 60  # seconds
 # capability.h; Ambient, so that dnsmasq never is root.
@@ -113,7 +115,7 @@ def configuration(terms: Terms, servers: Iterable[Address]) -> str:
     for network in [interface.network for interface in six]:
         # Without a router there is no other way to the neighbours than to ask for them.
         off_link = "off-link," if terms.default6 else ""
-        lines.append(f"dhcp-range={network.network_address},static,{off_link}{network.prefixlen},{LEASE}")
+        lines.append(f"dhcp-range={network.network_address},static,{off_link}{network.prefixlen},{LEASE6}")
     return GENERAL + "".join(f"{line}\n" for line in lines)
 
 

@@ -66,6 +66,13 @@ class Dnsmasq:
                 hint = f"journalctl -u {unit} says why; a DHCP server for all interfaces of this host?"
                 raise StartFailed(f"dnsmasq does not serve {terms.tap}: {error} ({hint})") from error
 
+    async def forget(self, nic: Nic) -> None:
+        """The guest boots anew, and DHCPv6 may not know it again: to dnsmasq its address would be another's still."""
+        if nic.configure:
+            async with self._busy[nic.tap]:
+                with contextlib.suppress(BusError):  # not served
+                    await self._systemd.restart_unit(dhcp.unit(nic.tap))
+
     async def end(self, nic: Nic) -> None:
         """Returns once there is none for ``nic``."""
         if nic.configure:

@@ -110,7 +110,7 @@ class Machine:
         self.released = asyncio.Event()
         self.ready = asyncio.Event()
         self.closed = asyncio.Event()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> State:
@@ -281,10 +281,14 @@ class Machine:
         """Our own hold on the tap spares QEMU's exit the 16 ms that the kernel takes to remove it."""
         withdrawn = asyncio.create_task(self._host.lan.withdraw(name))
         await asyncio.sleep(0)  # the LAN hears first
-        closing = asyncio.create_task(asyncio.to_thread(netlink.close_all, queues), name=f"close {name}")
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        self._begin(asyncio.to_thread(netlink.close_all, queues), f"close {name}")
         await withdrawn  # the name is free from here on; close(2) waits on for the kernel's readers (RCU)
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Nobody waits for it."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _log(self, *, resume: bool) -> str:
         assert self._serial is not None
@@ -418,6 +422,9 @@ class Machine:
         match event:
             case "SHUTDOWN":
                 self._end = data["reason"]
+            case "RESET":
+                for nic in self.guest.nics:
+                    self._begin(self._host.dnsmasq.forget(nic), f"forget leases of {nic.tap}")
             case "STOP" if self.state is State.RUNNING:
                 self.state = State.PAUSED
             case "RESUME" if self.state is State.PAUSED:

@@ -491,3 +491,37 @@ async def test_many_at_once(bottle: Bottle, lan: Lan) -> None:
     assert all(lan.status(each.tap).index for each in nics)
     for fd in fds:
         os.close(fd)
+
+
+async def test_a_tap_with_a_server_has_addresses_for_it(bottle: Bottle, lan: Lan) -> None:
+    """Which no packet leaves with, and which nobody takes for the host's; they are put back, and go with the guest."""
+    before = snapshot()
+    guest, nic = bottle.guest(1, plug=False)
+    nic = replace(nic, configure=True)
+    bottle.plug(guest, nic)
+    lan.declare([nic])
+    await lan.ready(nic.tap)
+    settle(guest.name)
+
+    def present() -> bool:
+        text = run("ip", "-d", "addr", "show", nic.tap)
+        return bool(re.search(r"171.171/32 scope host .*2001:db8:1::/64 scope global .*deprecated", text, re.DOTALL))
+
+    assert present()
+    assert "2001:db8:1::/64" not in run("ip", "-6", "route", "show", "dev", nic.tap)
+    assert HOST4 in run("ip", "route", "get", str(nic.addresses[0]))
+    assert HOST6 in run("ip", "route", "get", str(nic.addresses[1]))
+    assert await bottle.lan.reaches(*map(str, nic.addresses))
+    terms = lan.status(nic.tap).terms
+    assert terms is not None
+    assert str(terms.router) == ROUTER4
+    script(f"ip addr del 169.254.171.171/32 dev {nic.tap}\nip addr del 2001:db8:1::/64 dev {nic.tap}")
+    await eventually(present)
+    script("ip route replace default via 192.0.2.7\nip link set up0 mtu 1400")
+    await eventually(lambda: (now := bottle.changes[-1].terms) and (str(now.router), now.mtu) == ("192.0.2.7", 1400))
+    script(f"ip link set up0 mtu 1500\nip route replace default via {ROUTER4}")
+    await lan.withdraw(nic.tap)
+    await eventually(lambda: "169.254" not in run("ip", "addr"))
+    bottle.unplug(nic)
+    await eventually(lambda: lan.status(nic.tap).state == "absent")
+    assert not difference(before, snapshot())

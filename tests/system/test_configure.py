@@ -86,6 +86,15 @@ def test_what_changes_is_told(asking: Guests) -> None:
     assert "PERMANENT" in host.run("ip", "neigh", "show", FOUR).stdout
 
 
+def test_a_guest_that_boots_again_is_told_again(asking: Guests) -> None:
+    """To DHCPv6 it is another client then: this one makes up a new IAID each time."""
+    asking.start(NAME)
+    since = asking.host.cursor()
+    asking.type(NAME, "reboot", "guest: rebooting")
+    assert told(asking, "bound", since)
+    assert asking.wait(NAME, "^guest: DHCP bound 2001", since)
+
+
 def test_dnsmasq_goes_with_the_guest_without_a_daemon(asking: Guests) -> None:
     host = asking.host
     asking.start(NAME)
@@ -116,6 +125,6 @@ def test_another_server_holds_the_port(asking: Guests) -> None:
     assert other.stdout.readline() == "bound\n"
     failed = asking.call("StartGuest", "s", NAME, check=False)
     other.kill()
-    other.communicate()
+    other.wait()
     assert f"dnsmasq does not serve kv-{NAME}" in failed.stderr
     assert f"journalctl -u {UNIT}" in failed.stderr

@@ -63,8 +63,8 @@ dhcp-option=option:mtu,1400
 enable-ra
 ra-param=kv-snape,mtu:1400,60,1800
 dhcp-option=option6:dns-server,[2001:db8:1::1],[2001:db8:ffff::1]
-dhcp-range=2001:db8:1::,static,off-link,64,10m
-dhcp-range=2001:db8:7::,static,off-link,64,10m
+dhcp-range=2001:db8:1::,static,off-link,64,2m
+dhcp-range=2001:db8:7::,static,off-link,64,2m
 """
 
 
@@ -83,7 +83,7 @@ def test_without_a_router_neighbours_are_asked_for() -> None:
     assert "dhcp-option=option:router\n" in text
     assert "dhcp-option=option:dns-server\n" in text
     assert "ra-param=kv-snape,mtu:1400,60,0\n" in text
-    assert "dhcp-range=2001:db8:1::,static,64,10m\n" in text
+    assert "dhcp-range=2001:db8:1::,static,64,2m\n" in text
 
 
 def test_one_family() -> None:
