@@ -57,8 +57,16 @@ class Terms:
     default6: bool = False
 
 
-def terms(nic: Nic, uplink: Link, host: Host) -> Terms:
-    """What ``nic`` is told while it reaches the LAN by ``uplink``."""
+def terms(nic: Nic, uplink: Link, host: Host) -> Terms | None:
+    """What ``nic`` is told about the LAN of ``uplink``.
+
+    None while that is not known: the uplink is down, or the host itself has nothing there yet. Nor of one family: what
+    a guest is told wrong it believes until it renews.
+    """
+    families = {prefix.version for prefix in host.prefixes(uplink)}
+    told = tuple(interface for interface in interfaces(nic, uplink, host) if interface.version in families)
+    if not (told and uplink.up and uplink.carrier):
+        return None
     defaults = sorted(
         (route for route in host.routes if route.device == uplink.index and not route.prefix.prefixlen),
         key=lambda route: route.metric,
@@ -68,7 +76,7 @@ def terms(nic: Nic, uplink: Link, host: Host) -> Terms:
         nic.tap,
         nic.mac,
         min(uplink.mtu, TAP_MTU_MAX),
-        interfaces(nic, uplink, host),
+        told,
         next((router for router in routers if isinstance(router, IPv4Address)), None),
         any(route.prefix.version == 6 for route in defaults),
     )

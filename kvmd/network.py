@@ -102,9 +102,13 @@ class Host:
 
     def prefix(self, uplink: Link, address: Address) -> Network | None:
         """The longest prefix of ``uplink``'s LAN that holds ``address``."""
-        prefixes = [*self.on_link(uplink), *(interface.network for interface in self.addresses.get(uplink.index, ()))]
-        around = [prefix for prefix in prefixes if address in prefix]
+        around = [prefix for prefix in self.prefixes(uplink) if address in prefix]
         return max(around, key=lambda prefix: prefix.prefixlen, default=None)
+
+    def prefixes(self, uplink: Link) -> list[Network]:
+        """Prefixes of ``uplink``'s LAN, and of the host's own addresses there."""
+        own = [interface.network for interface in self.addresses.get(uplink.index, ()) if not interface.is_link_local]
+        return self.on_link(uplink) + own
 
     def on_link(self, uplink: Link) -> list[Network]:
         """Prefixes of ``uplink``'s LAN."""
@@ -248,7 +252,7 @@ def wanted(nic: Nic, tap: Link, uplink: Link | None, host: Host) -> list[Thing]:
         *(_uplink_settings(uplink.index, families) if uplink else ()),
         *_tap_guard(tap.index, families),
         LinkState(tap.index, TAP_MAC, min(uplink.mtu, TAP_MTU_MAX) if uplink else tap.mtu),
-        *(TapAddress(tap.index, interface) for interface in (_servers(nic, uplink, host) if uplink else ())),
+        *(TapAddress(tap.index, interface) for interface in _servers(nic, uplink, host)),
         *(Neighbour(tap.index, address, nic.mac) for address in nic.addresses),
         *_routes(nic, tap, uplink, host),
         *_tap_forwarding(tap.index, families),
@@ -298,14 +302,14 @@ def _tap_forwarding(tap: int, families: Collection[int]) -> Iterator[Setting]:
         yield Setting("ipv4/conf", tap, "proxy_arp", 1)
 
 
-def interfaces(nic: Nic, uplink: Link, host: Host) -> tuple[Interface, ...]:
+def interfaces(nic: Nic, uplink: Link | None, host: Host) -> tuple[Interface, ...]:
     """The addresses a guest is handed, with their prefix lengths: the first of IPv4, of IPv6 the first of each prefix.
 
     An IPv4 address of no prefix of the LAN is alone. dnsmasq knows no IPv6 prefix shorter than /64.
     """
     found: dict[object, Interface] = {}
     for address in nic.addresses:
-        prefix = host.prefix(uplink, address)
+        prefix = host.prefix(uplink, address) if uplink else None
         length = prefix.prefixlen if prefix else 0
         if address.version == 4:
             found.setdefault(4, ip_interface((address, length or 32)))
@@ -315,7 +319,7 @@ def interfaces(nic: Nic, uplink: Link, host: Host) -> tuple[Interface, ...]:
     return tuple(found.values())
 
 
-def _servers(nic: Nic, uplink: Link, host: Host) -> Iterator[Interface]:
+def _servers(nic: Nic, uplink: Link | None, host: Host) -> Iterator[Interface]:
     """What dnsmasq must find on the tap: any IPv4 address, and one of each IPv6 prefix it speaks of.
 
     There it is the subnet-router anycast address, which a router has anyway (RFC 4291 section 2.6.1).

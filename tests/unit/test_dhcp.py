@@ -73,13 +73,25 @@ def test_terms_are_those_of_the_lan() -> None:
     assert terms(NIC, UPLINK, HOST) == TERMS
 
 
+def test_nothing_is_told_that_is_not_known() -> None:
+    """At boot the uplink may still wait for its own address; when it is down the host forgets its routes."""
+    assert terms(NIC, replace(UPLINK, up=False), HOST) is None
+    assert terms(NIC, replace(UPLINK, carrier=False), HOST) is None
+    bare = replace(HOST, addresses={2: (ip_interface("fe80::2/64"),)}, routes=())
+    assert terms(NIC, UPLINK, bare) is None
+    four = terms(NIC, UPLINK, replace(bare, addresses={2: (ip_interface("192.0.2.10/24"),)}))
+    assert four == Terms("kv-snape", "52:54:00:00:00:01", 1400, (ip_interface("192.0.2.42/24"),))
+
+
 def test_configuration() -> None:
     assert configuration(TERMS, SERVERS) == GOLDEN
 
 
 def test_without_a_router_neighbours_are_asked_for() -> None:
     alone = replace(HOST, routes=tuple(route for route in HOST.routes if route.prefix.prefixlen))
-    text = configuration(terms(NIC, UPLINK, alone), ())
+    found = terms(NIC, UPLINK, alone)
+    assert found
+    text = configuration(found, ())
     assert "dhcp-option=option:router\n" in text
     assert "dhcp-option=option:dns-server\n" in text
     assert "ra-param=kv-snape,mtu:1400,60,0\n" in text
@@ -108,8 +120,9 @@ def test_prefix_lengths() -> None:
 def test_the_tap_has_addresses_only_where_a_server_needs_them() -> None:
     found = [thing.interface for thing in wanted(NIC, TAP, UPLINK, HOST) if isinstance(thing, TapAddress)]
     assert list(map(str, found)) == ["169.254.171.171/32", "2001:db8:1::/64", "2001:db8:7::/64"]
-    for nic, uplink in ((replace(NIC, configure=False), UPLINK), (NIC, None)):
-        assert not [thing for thing in wanted(nic, TAP, uplink, HOST) if isinstance(thing, TapAddress)]
+    assert found == [thing.interface for thing in wanted(NIC, TAP, None, HOST) if isinstance(thing, TapAddress)]
+    static = wanted(replace(NIC, configure=False), TAP, UPLINK, HOST)
+    assert not [thing for thing in static if isinstance(thing, TapAddress)]
 
 
 def test_resolvers_are_those_a_guest_can_reach() -> None:
