@@ -116,6 +116,18 @@ def test_dnsmasq_is_missing(asking: Guests) -> None:
     assert "configure = true needs dnsmasq, which is not installed (install dnsmasq-base)" in failed.stderr
 
 
+def test_another_dnsmasq_serves_another_interface(asking: Guests) -> None:
+    """As libvirt and others do; each hears only its own clients."""
+    host = asking.host
+    words = ("--conf-file=/dev/null", "--port=0", "--bind-dynamic", "--interface=docker0", "--leasefile-ro")
+    ranges = "--dhcp-range=172.17.0.100,172.17.0.200"
+    host.run("systemd-run", "--unit=lab-dnsmasq", "/usr/sbin/dnsmasq", "--keep-in-foreground", *words, ranges)
+    asking.start(NAME)
+    assert told(asking, "bound") == TOLD.format("bound", "192.0.2.1", 1500, "192.0.2.1")
+    assert host.units()["lab-dnsmasq.service"] == "active/running"
+    host.run("systemctl", "stop", "lab-dnsmasq")
+
+
 @pytest.mark.complaints("could not be started")
 def test_another_server_holds_the_port(asking: Guests) -> None:
     host = asking.host
