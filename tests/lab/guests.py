@@ -54,18 +54,20 @@ def kernel(release: str = "bookworm") -> Path:
     return root(release) / "boot/vmlinuz"
 
 
-def initrd(release: str = "bookworm") -> Path:
-    sources = key(root(release).name, root("trixie").name, Path(__file__).read_bytes(), INIT.read_bytes())
-    return built(f"initrd-{release}", sources, lambda path: write_initrd(path, guest_files(root(release))))
+def initrd(release: str = "bookworm", tools: str | None = None) -> Path:
+    """With the busybox of the release ``tools``; Debian 12's has no udhcpc6."""
+    kernel, box = root(release), root(tools or release)
+    sources = key(kernel.name, box.name, Path(__file__).read_bytes(), INIT.read_bytes())
+    return built(f"initrd-{release}", sources, lambda path: write_initrd(path, guest_files(kernel, box)))
 
 
 def write_initrd(path: Path, files: Iterator[File]) -> None:
     path.write_bytes(b"".join(cpio(files)))
 
 
-def guest_files(tree: Path) -> Iterator[File]:
-    """Path, mode and content of all there is in the guest."""
-    yield from busybox(root("trixie"))  # Debian 12's has no udhcpc6
+def guest_files(tree: Path, box: Path) -> Iterator[File]:
+    """Path, mode and content of all there is in the guest: kernel modules of one Debian tree, busybox of another."""
+    yield from busybox(box)
     yield "init", 0o100755, INIT.read_bytes()
     yield "bin/dhcp", 0o100755, DHCP.encode()
     yield from modules(tree, MODULES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import lab
 import pytest
 
 from .guests import Guests
@@ -19,11 +20,12 @@ TOLD = f"guest: DHCP {{}} {FOUR}/24 router={{}} mtu={{}} dns={{}}"
 def asking(guests: Guests) -> Iterator[Guests]:
     """A guest with nothing set inside, not started yet, on a host with resolvers."""
     guests.host.write("/etc/resolv.conf", "nameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver 2001:db8:1::1\n")
-    guests.linux(NAME, cmdline="kvmd.dhcp=1 kvmd.dhcp6=1", extra=NETWORK)
+    guests.host.copy_in(lab.guests.initrd("bookworm", tools="trixie"), f"/var/lib/kvmd/images/{NAME}.img")
+    guests.linux(NAME, cmdline="kvmd.dhcp=1 kvmd.dhcp6=1", extra=NETWORK, initrd=f"{NAME}.img")
     yield guests
     guests.guest_off(NAME)
     assert not [unit for unit in guests.host.units() if unit.startswith("kvmd-dhcp-")]
-    guests.host.run("rm", "-f", "/etc/resolv.conf")
+    guests.host.run("rm", "/etc/resolv.conf", f"/var/lib/kvmd/images/{NAME}.img")
 
 
 def told(guests: Guests, event: str, since: str | None = None) -> str:
@@ -72,17 +74,20 @@ def test_dnsmasq_is_supervised_and_unprivileged(asking: Guests) -> None:
 def test_what_changes_is_told(asking: Guests) -> None:
     """Another gateway, MTU and resolver; the neighbour entry that the host needs survives all of it."""
     host = asking.host
+    host.write("/etc/resolv.conf.new", "nameserver 198.51.100.1\n")
     asking.start(NAME)
-    since = host.cursor()
-    host.run("ip", "route", "replace", "default", "via", "192.0.2.21")
-    host.wait_journal("_PID=1", f"UNIT={UNIT}", message="^Started", since=since)
-    assert renew(asking) == TOLD.format("renew", "192.0.2.21", 1500, "192.0.2.1")
-    host.run("ip", "route", "replace", "default", "via", "192.0.2.1")
-    since = host.cursor()
-    host.write("/etc/resolv.conf", "nameserver 198.51.100.1\n")
-    host.wait_journal("_PID=1", f"UNIT={UNIT}", message="^Started", since=since)
-    host.wait_journal(f"_SYSTEMD_UNIT={UNIT}", message="started", since=since)
-    assert renew(asking).endswith("dns=198.51.100.1")
+    changes = (
+        (("ip", "route", "replace", "default", "via", "192.0.2.21"), ("192.0.2.21", 1500, "192.0.2.1")),
+        (("ip", "route", "replace", "default", "via", "192.0.2.1"), ("192.0.2.1", 1500, "192.0.2.1")),
+        (("ip", "link", "set", "eth0", "mtu", "1400"), ("192.0.2.1", 1400, "192.0.2.1")),
+        (("mv", "/etc/resolv.conf.new", "/etc/resolv.conf"), ("192.0.2.1", 1400, "198.51.100.1")),
+        (("ip", "link", "set", "eth0", "mtu", "1500"), ("192.0.2.1", 1500, "198.51.100.1")),
+    )
+    for command, terms in changes:
+        since = host.cursor()
+        host.run(*command)
+        host.wait_journal("_PID=1", f"UNIT={UNIT}", message="^Started", since=since)
+        assert renew(asking) == TOLD.format("renew", *terms)
     assert "PERMANENT" in host.run("ip", "neigh", "show", FOUR).stdout
 
 
@@ -103,6 +108,14 @@ def test_dnsmasq_goes_with_the_guest_without_a_daemon(asking: Guests) -> None:
     host.run("kill", "-9", qemu)
     host.wait_journal("_PID=1", f"UNIT={UNIT}", message="^Stopped", since=since)
     host.run("systemctl", "start", "kvmd")
+
+
+@pytest.mark.complaints("is given no DNS server")
+def test_no_resolver_for_guests_is_said(asking: Guests) -> None:
+    asking.host.write("/etc/resolv.conf", "nameserver 127.0.0.53\n")
+    since = asking.host.cursor()
+    asking.start(NAME, ready=False)
+    assert asking.host.wait_journal(f"KVMD_GUEST={NAME}", message="is given no DNS server", since=since, timeout=5)
 
 
 @pytest.mark.complaints("could not be started")
