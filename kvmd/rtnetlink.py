@@ -214,11 +214,11 @@ def _interface(body: bytes, found: dict[int, bytes]) -> tuple[int, Interface]:
 
 
 def host_route(body: bytes) -> HostRoute | None:
-    """A default route or an on-link prefix; None for any other, link-local and multicast ones too."""
-    family, length, kind = body[0], body[1], body[7]
+    """A default route or an on-link prefix; None for any other: ours, link-local, multicast."""
+    family, length, protocol, kind = body[0], body[1], body[5], body[7]
     found = attributes(body, 12)
     index, gateway = _next_hop(found)
-    if kind != RTN_UNICAST or not index or (length and gateway is not None):
+    if kind != RTN_UNICAST or protocol == PROTOCOL or not index or (length and gateway is not None):
         return None
     prefix = ip_network((found.get(RTA_DST, bytes(4 if family == socket.AF_INET else 16)), length))
     if prefix.is_link_local or prefix.is_multicast:
