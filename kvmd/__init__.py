@@ -27,6 +27,7 @@ tests/unit/test_house.py reads this table and the imports::
     dhcp        | what a guest is told: dnsmasq's configuration, unit   | guest network
     nicstatus   | how a NIC is doing: a word and a sentence             | guest network dhcp
     vicinity    | what a guest may be told of its IPv6 neighbours       | guest network
+    barriers    | others' firewalls: which drops what is forwarded      |
     frames      | ARP and neighbour discovery as bytes                  |
     rtnetlink   | rtnetlink messages as bytes                           | guest network
     terminal    | terminal output as text                               |
@@ -34,6 +35,7 @@ tests/unit/test_house.py reads this table and the imports::
     ground: connections that the acting rooms share
     journal     | entries for journald; kvmd's own events               |
     sysbus      | the connection to the system bus                      | errors
+    nftables    | libnftables: commands, listings, word of changes      | rtnetlink
 
     acting: each does one kind of thing to the world, and knows of no other
     accelerator | KVM or not, and why not                               | journal
@@ -49,12 +51,13 @@ tests/unit/test_house.py reads this table and the imports::
     netlink     | the kernel's network: dump, apply, events; taps       | errors network rtnetlink
     sysctl      | /proc/sys/net, and what it was before                 | network
     neighbours  | packets on taps and uplinks: questions and answers    | guest network frames vicinity
-    firewall    | what a guest may not send                             | guest rtnetlink
+    firewall    | what a guest may not send                             | guest nftables
+    forwarding  | the way through others' firewalls, opened if allowed  | barriers nftables sysbus
 
     joining: each brings together what stands above it
     console     | a person at a guest's serial port                     | serial
     dnsmasq     | guests told their addresses: one dnsmasq for each tap | pure ground systemd
-    lan         | all guests' NICs, reconciled with the kernel          | pure netlink sysctl neighbours firewall
+    lan         | all guests' NICs, reconciled with the kernel          | pure sysbus acting
     machine     | one running guest: start, adopt, stop                 | pure ground acting console dnsmasq lan
     manager     | all guests: files, start and stop by name             | pure ground acting dnsmasq lan machine
     bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager

@@ -70,7 +70,7 @@ async def serve() -> None:
         systemd = Systemd(bus)
         await systemd.start()
         manager = Manager(systemd, journal)
-        lan = await stack.enter_async_context(Lan(manager.report_network, manager.network_changed))
+        lan = await stack.enter_async_context(Lan(manager.report_network, manager.network_changed, bus=bus))
         await manager.begin(lan)
         service = Service(bus, manager)
         manager.changed = service.refresh

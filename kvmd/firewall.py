@@ -4,26 +4,17 @@ packets to hundreds of LAN addresses a second, each of which would cost the host
 One nftables table, ``inet kvmd``, checked before routing: the same rules for all, over sets of who may be what. Frames
 that are no IP end at the host anyway, as do IPv6 packets from link-local addresses: nothing is bridged. The table is
 there while guests run, and made anew if somebody else flushes it.
-
-libnftables(3) does it within the process, in 0.2 ms per guest; nft(8) as a child would take 10 to 30.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
-import os
-import socket
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from kvmd.guest import Network, Nic
-from kvmd.rtnetlink import attributes, messages
+from kvmd.nftables import DELETIONS, Changes, Nftables
 
 TABLE = "inet kvmd"
-NETLINK_NETFILTER, NFNLGRP_NFTABLES, NFNL_SUBSYS_NFTABLES = 12, 7, 10  # linux/netfilter/nfnetlink.h
-DELETIONS = {NFNL_SUBSYS_NFTABLES << 8 | number for number in (2, 5, 8, 11, 14)}  # nf_tables.h: DELTABLE … DELSETELEM
-SOL_NETLINK, ADD_MEMBERSHIP, NFTA_TABLE = 270, 1, 1  # the table's name is the first attribute of them all
 
 # Added before it is deleted: so it is no error where there is none.
 NOTHING = f"add table {TABLE}\ndelete table {TABLE}\n"
@@ -113,17 +104,12 @@ class Firewall:
         self._lost = lost
         self._applied: set[Nic] | None = None  # None: not known
         self._lans: frozenset[Network] = frozenset()
-        self._nft = _Nft()
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-        self._socket.setblocking(False)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._heard)
+        self._nft = Nftables()
+        self._changes = Changes(self._heard)
 
     def close(self) -> None:
         """Leaves the table as it is."""
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close()
+        self._changes.close()
 
     def apply(self, nics: Iterable[Nic], lans: frozenset[Network]) -> str:
         """These run, and no others, on LANs with these prefixes; all or nothing. Returns why not, in words, or "".
@@ -154,43 +140,5 @@ class Firewall:
 
     def _read(self) -> bool:
         """Whether something of ours has been deleted."""
-        lost = False
-        try:
-            while True:
-                for kind, _flags, _sequence, body in messages(self._socket.recv(1 << 16)):
-                    lost |= kind in DELETIONS and attributes(body, 4).get(NFTA_TABLE) == b"kvmd\0"
-        except BlockingIOError:
-            return lost
-        except OSError:
-            return True  # ENOBUFS: more changes than the socket holds
-
-
-class _Nft:
-    """libnftables(3)."""
-
-    def __init__(self) -> None:
-        library = ctypes.CDLL("libnftables.so.1")
-        pointer, text = ctypes.c_void_p, ctypes.c_char_p
-        signatures: Mapping[str, tuple[object, list[object]]] = {
-            "nft_ctx_new": (pointer, [ctypes.c_uint32]),
-            "nft_ctx_buffer_output": (ctypes.c_int, [pointer]),
-            "nft_ctx_buffer_error": (ctypes.c_int, [pointer]),
-            "nft_ctx_get_error_buffer": (text, [pointer]),
-            "nft_run_cmd_from_buffer": (ctypes.c_int, [pointer, text]),
-        }
-        for name, (result, arguments) in signatures.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-        self._library = library
-        self._context = library.nft_ctx_new(0)
-        if not self._context:
-            raise OSError(0, "libnftables does not start")
-        library.nft_ctx_buffer_output(self._context)
-        library.nft_ctx_buffer_error(self._context)
-
-    def run(self, commands: str) -> str:
-        """One transaction. Returns the complaint's first line, or ""."""
-        if not self._library.nft_run_cmd_from_buffer(self._context, commands.encode()):
-            return ""
-        complaint = self._library.nft_ctx_get_error_buffer(self._context) or os.strerror(0).encode()
-        return str(complaint.decode(errors="replace").strip().partition("\n")[0])
+        changes = self._changes.read()
+        return changes is None or any(kind in DELETIONS and table == "kvmd" for kind, table in changes)

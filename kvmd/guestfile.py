@@ -20,7 +20,7 @@ from uuid import UUID, uuid5
 from .claims import GuestFile, conflicts, own_conflicts
 from .errors import InvalidConfiguration, Problem
 from .guest import BACKED_FORMATS, BOARD_BUSES, CD_BUS, NAME, Board, Boot, Cdrom, Disk, Guest, Nic, Serial, board
-from .schema import GUEST, WORKING, Key, Table
+from .schema import GUEST, HOST, WORKING, Key, Table
 from .toml_lines import Document, KeyPath, show
 from .values import Wrong, either
 
@@ -66,10 +66,10 @@ def parse(text: str | bytes, file: Path, host: HostIds, defaults: Values = {}) -
 
 
 def parse_defaults(text: str | bytes, file: Path) -> Values:
-    """What kvmd.conf says for every guest, for ``parse``. Raises ``InvalidConfiguration``."""
+    """What kvmd.conf says, for every guest and of the host, for ``parse``. Raises ``InvalidConfiguration``."""
     document = Document(text, file)
     reader = _Reader(document, host=True)
-    defaults = reader.table(GUEST, document.values)
+    defaults = reader.table(Table({**GUEST.keys, **HOST.keys}), document.values)
     if reader.problems:
         raise InvalidConfiguration(reader.problems)
     return defaults
@@ -142,6 +142,8 @@ class _Reader:
 
 def _unknown(name: str, table: Table) -> tuple[str, str]:
     """An unknown key, and what was meant perhaps."""
+    if table is GUEST and name in HOST.keys:
+        return "belongs to the host", "set it in /etc/kvmd/kvmd.conf"
     close = difflib.get_close_matches(name, table.keys, n=1)
     if close:
         return "unknown key", f"did you mean {close[0]}?"
@@ -151,7 +153,7 @@ def _unknown(name: str, table: Table) -> tuple[str, str]:
 
 def _underlay(table: Table, said: Values, defaults: Values) -> dict[str, Any]:
     """What the file says, and below it what the defaults say."""
-    merged = {**defaults, **said}
+    merged = {**{name: value for name, value in defaults.items() if name in table.keys}, **said}
     for name, key in table.keys.items():
         if isinstance(key, Table):
             below, above = defaults.get(name) or {}, said.get(name)

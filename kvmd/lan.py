@@ -20,14 +20,17 @@ from types import TracebackType
 from typing import Self
 
 from kvmd import dhcp, netlink, network, vicinity
+from kvmd.barriers import Passage
 from kvmd.errors import AddressInUse, StartFailed, Unavailable
 from kvmd.firewall import Firewall
+from kvmd.forwarding import Forwarding
 from kvmd.guest import Address, Nic
 from kvmd.neighbours import Neighbours, Wire
 from kvmd.netlink import Events, Kernel
 from kvmd.network import Failure, Host, Link, LinkState, Operation, Proxy, Setting, Thing
 from kvmd.nicstatus import NicStatus, assess
 from kvmd.rtnetlink import Changed, Event, LinkChanged
+from kvmd.sysbus import SystemBus
 from kvmd.sysctl import Sysctls
 
 JOURNAL = Path("/run/kvmd/sysctl.json")
@@ -45,14 +48,17 @@ class Lan:
         report: Callable[[str, str, int], None],
         on_change: Callable[[NicStatus], None] = lambda status: None,
         journal: Path = JOURNAL,
+        bus: SystemBus | None = None,
     ) -> None:
         """``report(tap, sentence, priority)``: for a person, priority as in syslog(3). ``on_change(status)``.
 
-        ``journal`` must outlive the daemon, not the boot (RuntimeDirectoryPreserve=yes).
+        ``journal`` must outlive the daemon, not the boot (RuntimeDirectoryPreserve=yes). ``bus``: to reach firewalld.
         """
+        self._bus = bus
         self._report, self._on_change = report, on_change
         self._sysctls = Sysctls(journal, self._name)
         self._nics: dict[str, Nic] = {}
+        self._open_firewalls = False
         self._over: set[str] = set()  # taps whose guest has ended, or is just starting: nothing is wanted yet
         self._host = Host()
         self._links: dict[int, Link] = {}
@@ -84,6 +90,9 @@ class Lan:
                 stack.push_async_callback(self._neighbours.close)
                 self._firewall = Firewall(self._filter_lost)
                 stack.callback(self._firewall.close)
+                self._forwarding = Forwarding(lambda: self._schedule(every=True), self._bus)
+                stack.push_async_callback(self._forwarding.close)
+                await self._forwarding.begin()
                 self._survey(links=True)
                 self._open = stack.pop_all()
         except OSError as error:
@@ -104,12 +113,14 @@ class Lan:
 
     # --- what others want ---------------------------------------------------------------------------------------------
 
-    def declare(self, nics: Iterable[Nic]) -> None:
+    def declare(self, nics: Iterable[Nic], open_firewalls: bool = False) -> None:
         """All NICs there are, of guest files and of running guests, by tap name; replaces what was declared before.
 
+        ``open_firewalls``: let the guests' packets pass where others' firewalls on this host would drop them.
         Taps that exist are set up before it returns, leftovers of others removed. Refusals of the kernel are reported.
         """
         self._nics = {nic.tap: nic for nic in nics}
+        self._open_firewalls = open_firewalls
         self._uplinks.clear()
         self._over &= self._nics.keys()
         self._schedule(every=True, deep=True)
@@ -307,6 +318,7 @@ class Lan:
         self._taps = {name: link for name, link in found.items() if name not in self._over}
         scope = {name: link for name, link in self._taps.items() if every or name in names}
         unguarded = self._guard()  # before their first frame
+        dropped = self._forwarding.apply(self._open_firewalls, frozenset(map(self._passage, self._taps)))
         things = self._wanted(scope)
         wanted = [thing for each in things.values() for thing in each]
         settled = set() if deep else {link.index for name, link in scope.items() if name not in names}
@@ -315,7 +327,13 @@ class Lan:
         self._serve()
         for name in self._nics if every else names & self._nics.keys():
             tap = self._links.get(found[name].index) if name in found else None
-            self._tell(name, tap, things.get(name, []), failures, unguarded)
+            self._tell(name, tap, things.get(name, []), failures, unguarded, dropped.get(name, ""))
+
+    def _passage(self, name: str) -> Passage:
+        nic = self._nics[name]
+        uplink = self._uplink(nic)
+        versions = {item.version for item in (*nic.addresses, *nic.routes)}
+        return Passage(name, uplink.name if uplink else "", tuple(sorted(versions)))
 
     def _guard(self) -> str:
         nics = [self._nics[name] for name in self._taps]
@@ -429,11 +447,19 @@ class Lan:
                 claims[uplink.index] = claims.get(uplink.index, frozenset()) | frozenset(nic.addresses)
         self._neighbours.serve(views, wires, claims, (link.mac for link in self._links.values()))
 
-    def _tell(self, name: str, tap: Link | None, things: list[Thing], failures: list[Failure], unguarded: str) -> None:
+    def _tell(
+        self,
+        name: str,
+        tap: Link | None,
+        things: list[Thing],
+        failures: list[Failure],
+        unguarded: str,
+        dropped: str,
+    ) -> None:
         nic, before = self._nics[name], self.status(name)
         uplink = self._uplink(nic)
         _until, conflict = self._conflicts.get(name, (0.0, ""))
-        status = assess(nic, tap, uplink, conflict, things, failures, unguarded)
+        status = assess(nic, tap, uplink, conflict, things, failures, unguarded, dropped)
         if nic.configure and nic.addresses and name in self._taps and uplink:
             status = replace(status, terms=dhcp.terms(nic, uplink, self._host))
         if status == before:

@@ -63,6 +63,7 @@ class Manager:
         self._known: dict[str, Known] = {}
         self._problems: list[Problem] = []
         self._ids = guestfile.HostIds("")
+        self._open_firewalls = False
         self._kvm = Kvm("not looked at yet")
         self._tasks: set[asyncio.Task[Any]] = set()
         self.changed: Callable[[str | None], None] = lambda name: None
@@ -116,7 +117,7 @@ class Manager:
 
     def _network(self, tap: str, mac: str, addresses: list[str]) -> dict[str, Variant]:
         status = self._host.lan.status(tap)
-        values = {"tap": tap, "uplink": status.uplink, "mac": mac, "state": status.state}
+        values = {"tap": tap, "uplink": status.uplink, "mac": mac, "state": status.state, "detail": status.detail}
         return {
             **{key: Variant("s", value) for key, value in values.items()},
             "ifindex": Variant("u", status.index),
@@ -353,6 +354,7 @@ class Manager:
         try:
             defaults_source = files.read(defaults_file) or b""
             defaults = guestfile.parse_defaults(defaults_source, defaults_file)
+            self._open_firewalls = bool(defaults.get("firewall", {}).get("open"))
         except InvalidConfiguration as error:
             problems += error.problems
         unusable = list(problems)  # a guest must not start without the limits that kvmd.conf meant to set
@@ -387,7 +389,8 @@ class Manager:
     def _declare(self) -> None:
         """Tell the network which taps to expect: those of running guests as they were started, else as in the files."""
         guests = (known.run.guest if known.on and known.run else known.guest for known in self._known.values())
-        self._host.lan.declare(nic for guest in guests if guest for nic in guest.nics)
+        nics = [nic for guest in guests if guest for nic in guest.nics]
+        self._host.lan.declare(nics, self._open_firewalls)
 
     async def begin(self, lan: Lan) -> None:
         """Read the files and adopt what an earlier daemon left running. Raises ``KvmdError``."""

@@ -10,7 +10,7 @@ from kvmd.dhcp import Terms
 from kvmd.guest import Nic
 from kvmd.network import Failure, Link, Thing
 
-State = Literal["absent", "up", "down", "no-uplink", "uplink-down", "conflict", "failed"]
+State = Literal["absent", "up", "down", "no-uplink", "uplink-down", "conflict", "blocked", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,9 @@ class NicStatus:
     """``index`` and ``uplink`` are 0 and "" while there is none; ``detail`` is a sentence about what is wrong, or "".
 
     absent: no such tap. up: all is applied. down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the
-    guest reaches this host and its guests only. conflict: another machine uses an address. failed: the kernel refused
-    a piece. ``terms``: what the guest is to be told, where it is to be told anything.
+    guest reaches this host and its guests only. conflict: another machine uses an address. blocked: another
+    firewall of this host drops what is forwarded. failed: the kernel refused a piece. ``terms``: what the guest is
+    to be told, where it is to be told anything.
     """
 
     tap: str
@@ -38,8 +39,10 @@ def assess(
     things: Collection[Thing],
     failures: Iterable[Failure],
     unguarded: str = "",
+    dropped: str = "",
 ) -> NicStatus:
     """``conflict``: the sentence about one. ``unguarded``: why the guests' filter could not be made.
+    ``dropped``: the sentence about another firewall.
 
     ``things``: all that is wanted for ``nic``; ``failures`` may be others'.
     """
@@ -61,6 +64,8 @@ def assess(
         state, detail = "uplink-down", f"{nic.tap} does not reach the LAN: its uplink {uplink.name} {why}"
     elif conflict:
         state, detail = "conflict", conflict
+    elif dropped:
+        state, detail = "blocked", dropped
     else:
         state, detail = ("up" if tap.carrier else "down"), ""
     return NicStatus(nic.tap, tap.index if tap else 0, uplink.name if uplink else "", state, detail)

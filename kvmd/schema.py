@@ -105,6 +105,9 @@ GUEST = Table(
     }
 )
 
+# What kvmd.conf may say beyond defaults for guests.
+HOST = Table({"firewall": Table({"open": Key(flag)})})
+
 # What works, of the keys not all of whose values do yet: anything else is refused, never ignored.
 WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {
     ("firmware",): ("bios",),

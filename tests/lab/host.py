@@ -23,17 +23,25 @@ IMAGES = "var/lib/kvmd/images"
 
 
 class Host(Machine):
-    """A container, booted from the root of a release, with kvmd installed when a package is given."""
+    """A container, booted from the root of a release, with kvmd installed when a package is given.
 
-    def __init__(self, release: str = "bookworm", deb: Path | None = None, *, name: str = "host") -> None:
+    ``others``: firewalld, NetworkManager and iptables are installed too, and wait to be started.
+    """
+
+    def __init__(
+        self, release: str = "bookworm", deb: Path | None = None, *, name: str = "host", others: bool = False
+    ) -> None:
         super().__init__(name)
         self.release = release
         self.deb = deb
+        self.others = others
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
     def start(self) -> None:
-        lower = [*([roots.layer(self.release, self.deb)] if self.deb else []), roots.root(self.release)]
+        lower = [roots.root(self.release, others=self.others)]
+        if self.deb:
+            lower.insert(0, roots.layer(self.release, self.deb, others=self.others))
         self._run = Run.new(self.name)
         tree = self.directory / "root"
         roots.mount_overlay(self.directory / "upper", lower, tree)

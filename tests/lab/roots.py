@@ -27,6 +27,10 @@ PACKAGES = [
 ]
 # fmt: on
 
+# Others that see to a host's network, on roots of their own. None of them starts before a test says so.
+OTHERS = ["firewalld", "iptables", "network-manager"]
+QUIET = 'systemctl --root="$1" --quiet disable firewalld NetworkManager NetworkManager-wait-online wpa_supplicant'
+
 # Runs on the machine with the new tree as $1. The kernel is unpacked only: its modules and image are wanted, not an
 # initrd. No unit of the distribution disturbs tests; hosts get their own machine id, name and resolver.
 CUSTOMIZE = r"""
@@ -81,38 +85,41 @@ def _archives(path: Path) -> Iterator[str]:
             yield word.rstrip("/")
 
 
-def root(release: str) -> Path:
-    """A minimal Debian with all that a kvmd host needs but kvmd."""
-    return built(f"root-{release}", key(release, *PACKAGES, CUSTOMIZE), lambda path: _bootstrap(release, path))
+def root(release: str, *, others: bool = False) -> Path:
+    """A minimal Debian with all that a kvmd host needs but kvmd; ``others``: and with others who see to its network."""
+    packages = [*PACKAGES, *(OTHERS if others else [])]
+    script = CUSTOMIZE + (QUIET if others else "")
+    kind = f"root-{release}-others" if others else f"root-{release}"
+    return built(kind, key(release, *packages, script), lambda path: _bootstrap(release, packages, script, path))
 
 
-def _bootstrap(release: str, path: Path) -> None:
+def _bootstrap(release: str, packages: list[str], script: str, path: Path) -> None:
     uri = mirror()
     hook = CACHE / f"{path.name}.sh"
-    hook.write_text(CUSTOMIZE)
+    hook.write_text(script)
     # fmt: off
     command(
         "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         f'--customize-hook=sh "{hook}" "$1"',
         release, path, *([f"deb {uri} {release} main"] if uri else []),
-        log=CACHE / f"root-{release}.log",
+        log=CACHE / f"{path.name.rsplit('-', 1)[0]}.log",
     )
     # fmt: on
     hook.unlink()
 
 
-def layer(release: str, deb: Path) -> Path:
+def layer(release: str, deb: Path, *, others: bool = False) -> Path:
     """What `apt-get install ./DEB` adds to the root, with no network: an overlay directory."""
-    base, package = root(release), deb.read_bytes()
-    return built(f"layer-{release}", key(base.name, package), lambda path: _install(release, deb, path))
+    base, package = root(release, others=others), deb.read_bytes()
+    return built(f"layer-{release}", key(base.name, package), lambda path: _install(base, release, deb, path))
 
 
-def _install(release: str, deb: Path, path: Path) -> None:
-    with overlay(path, [root(release)], CACHE / f"{path.name}.mnt") as merged:
+def _install(base: Path, release: str, deb: Path, path: Path) -> None:
+    with overlay(path, [base], CACHE / f"{path.name}.mnt") as merged:
         shutil.copy(deb, merged / "root" / deb.name)
         # fmt: off
         command(

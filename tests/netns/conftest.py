@@ -164,7 +164,8 @@ def snapshot() -> list[str]:
         "nft list ruleset",
         "sysctl -a -r ^net\\.",
     ):
-        lines += [f"{argv}: {re.sub(r'expires .*sec', '', line)}" for line in run(*argv.split()).splitlines()]
+        text = re.sub(r"expires .*sec|packets \d+ bytes \d+", "", run(*argv.split()))
+        lines += [f"{argv}: {line}" for line in text.splitlines()]
     return [line for line in lines if not re.search("valid_lft|nf_conntrack_count|random", line)]
 
 
