@@ -72,12 +72,14 @@ class Forwarding:
         if self._firewalld and self._rules.has("inet", "firewalld"):
             asking = self._firewalld.apply(set(found) if allowed else set(), anew=looked)
             refusal = self._firewalld.trouble
-        self._sentences = {}
+        before, self._sentences = self._sentences, {}
         for tap, each in found.items():
-            closed = {"firewalld": not allowed or not asking}
-            left = [barrier for barrier in each if closed.get(barrier.owner, not allowed or bool(trouble))]
-            if left:
-                self._sentences[tap] = sentence(left, tap, allowed, trouble or refusal)
+            left = [barrier for barrier in each if not allowed or trouble or barrier.owner == "firewalld"]
+            text = sentence(left, tap, allowed, trouble or refusal) if left else ""
+            if text and asking:
+                text = before.get(tap, "")  # the news is told when it has answered
+            if text:
+                self._sentences[tap] = text
         return self._sentences
 
     def _look(self) -> bool:

@@ -1,0 +1,99 @@
+"""firewalld on the host: its refusal named, opened in its own way, over its reload and restart, left as found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import lab
+import pytest
+
+from .guests import Guests
+
+ADDRESSES = ("192.0.2.60", "2001:db8:1::60")
+
+
+def eventually(condition: Callable[[], object], seconds: float) -> None:
+    """For firewalld's own work, of which it tells nobody outside."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "still not so"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def others(deb: object) -> Iterator[lab.Host]:
+    """A host where firewalld is installed, and not started."""
+    with lab.Host("bookworm", lab.deb(), name="others", others=True) as host:
+        host.make_lan(docker0=True).neighbour("alice", "192.0.2.20", "2001:db8:1::20")
+        yield host
+
+
+@pytest.fixture
+def guests(others: lab.Host) -> Iterator[Guests]:
+    before = others.state()
+    guests = Guests(others)
+    yield guests
+    others.run("systemctl", "stop", "firewalld")
+    others.run("rm", "-f", "/etc/kvmd/kvmd.conf")
+    guests.clear()
+    assert others.state() == before
+
+
+def reaches(host: lab.Host, count: int = 1) -> list[bool]:
+    ping = ("ping", "-n", "-q", "-i", "0.2", "-c", str(count), "-W", "1")
+    return [host.run(*ping, address, netns="alice", check=False).returncode == 0 for address in ADDRESSES]
+
+
+def test_firewalld(guests: Guests) -> None:
+    host = guests.host
+    guests.linux("walled", last=60)
+    guests.start("walled")
+    assert reaches(host) == [True, True]
+    since = host.cursor()
+    host.run("systemctl", "start", "firewalld")
+    warning = host.wait_journal("KVMD_GUEST=walled", message="probably cut off", since=since, timeout=5)["MESSAGE"]
+    assert "chain filter_FORWARD of table inet firewalld (firewalld)" in warning
+    assert "open = true under [firewall] in /etc/kvmd/kvmd.conf" in warning
+    assert [network["state"]["data"] for network in guests.get("walled", "Networks")] == ["blocked"]
+    assert [network["detail"]["data"] for network in guests.get("walled", "Networks")] == [warning]
+    assert reaches(host) == [False, False]
+
+    since = host.cursor()
+    host.write("/etc/kvmd/kvmd.conf", "[firewall]\nopen = true\n")
+    host.wait_journal("KVMD_GUEST=walled", message="kv-walled is up again", since=since, timeout=5)
+    assert reaches(host) == [True, True]
+    assert guests.type("walled", "ping 192.0.2.20", "^guest: ping").get("MESSAGE") == "guest: ping 192.0.2.20 ok"
+    assert guests.type("walled", "ping 2001:db8:1::20", "^guest: ping")["MESSAGE"] == "guest: ping 2001:db8:1::20 ok"
+
+    for verb in ("--reload", "--complete-reload"):
+        host.run("firewall-cmd", verb)
+        eventually(lambda: reaches(host) == [True, True], 2)
+    host.run("systemctl", "restart", "firewalld")
+    host.run("firewall-cmd", "--state")  # answers when its rules are there
+    eventually(lambda: reaches(host) == [True, True], 2)
+    host.run("systemctl", "restart", "kvmd")
+    assert reaches(host) == [True, True]
+    assert host.run("firewall-cmd", "--zone=kvmd", "--list-interfaces").stdout.split() == ["kv-walled"]
+    assert "kvmd" not in host.run("sh", "-c", "grep -rl kvmd /etc/firewalld || true").stdout
+
+    host.run("systemctl", "stop", "kvmd@walled")
+    eventually(lambda: not host.run("firewall-cmd", "--zone=kvmd", "--list-interfaces").stdout.split(), 2)
+
+
+def test_a_guest_starts_behind_firewalld(guests: Guests) -> None:
+    """And nobody is told of a barrier that kvmd opens. firewalld keeps empty chains until its next reload."""
+    host = guests.host
+    host.write("/etc/kvmd/kvmd.conf", "[firewall]\nopen = true\n")
+    host.run("systemctl", "start", "firewalld")
+    active, alone = host.run("firewall-cmd", "--get-active-policies").stdout, host.state()
+    since = host.cursor()
+    guests.linux("walled", last=60)
+    guests.start("walled")
+    assert reaches(host) == [True, True]
+    assert not [entry for entry in host.journal("KVMD_GUEST=walled", since=since) if "cut off" in entry["MESSAGE"]]
+    host.run("systemctl", "stop", "kvmd@walled")
+    eventually(lambda: host.run("firewall-cmd", "--get-active-policies").stdout == active, 2)
+    assert "kv-walled" not in "\n".join(host.state())
+    host.run("firewall-cmd", "--reload")
+    assert host.state() == alone
