@@ -166,6 +166,17 @@ def test_defaults_of_one_guest_are_refused() -> None:
         parse_defaults('[[disk]]\nbus = "scsi"', CONF)
 
 
+def test_what_concerns_the_host_is_in_kvmd_conf_only() -> None:
+    assert parse_defaults("[firewall]\nopen = true", CONF) == {"firewall": {"open": True}}
+    assert guest("", defaults="[firewall]\nopen = true") == guest("")
+    assert problems("\n[firewall]\nopen = true") == [
+        "web.toml:2: firewall: belongs to the host (set it in /etc/kvmd/kvmd.conf)"
+    ]
+    for text in ('[firewall]\nopen = "yes"', "[firewall]\nclosed = true", "firewall = true"):
+        with pytest.raises(InvalidConfiguration, match=r"kvmd.conf:[12]: firewall"):
+            parse_defaults(text, CONF)
+
+
 # derived
 
 

@@ -14,6 +14,7 @@ import pytest
 from kvmd import guestfile
 from kvmd.journal import Event
 from kvmd.schema import GUEST, WORKING, Key, Table
+from kvmd.schema import HOST as OF_THE_HOST
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -137,7 +138,7 @@ def _keys(table: Table, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
             yield from _keys(key, (*path, name))
 
 
-KEYS = sorted(_keys(GUEST))
+KEYS = sorted([*_keys(GUEST), *_keys(OF_THE_HOST)])
 
 
 def _section(heading: str) -> str:
