@@ -11,8 +11,9 @@ Rules are read as libnftables-json(5) has them; iptables' are among them, unless
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 MARK = "kvmd"  # the comment of our rules
@@ -73,6 +74,17 @@ class Ruleset:
     chains: Mapping[Chain, Sequence[Sequence[Expression]]] = field(default_factory=dict)
     bases: Mapping[Chain, str] = field(default_factory=dict)
     ours: Mapping[Opening, Sequence[int]] = field(default_factory=dict)
+    words: frozenset[str] = frozenset()  # all that the rules speak of, names of interfaces among them
+    found: dict[Passage, list[Barrier]] = field(default_factory=dict, compare=False)
+
+    def like(self, passage: Passage) -> Passage:
+        """One for all taps that no rule knows by name: of 500 guests, most are treated alike."""
+        named = passage.tap in self.words or any(fnmatchcase(passage.tap, pattern) for pattern in self._patterns)
+        return passage if named else replace(passage, tap="")
+
+    @cached_property
+    def _patterns(self) -> list[str]:
+        return [word for word in self.words if word.endswith("*")]
 
     def has(self, family: str, table: str) -> bool:
         return any((base.family, base.table) == (family, table) for base in self.bases)
@@ -111,7 +123,16 @@ def parse(listing: Sequence[Mapping[str, Any]]) -> Ruleset:
                 ours.setdefault(own, []).append(rule["handle"])
             else:
                 chains.setdefault(where, []).append(expressions)
-    return Ruleset(chains, dict(_bases(listing)), ours)
+    words = frozenset(_words([rule for rules in chains.values() for rule in rules]))
+    return Ruleset(chains, dict(_bases(listing)), ours, words)
+
+
+def _words(item: object) -> Iterator[str]:
+    if isinstance(item, str):
+        yield item
+    elif isinstance(item, dict | list):
+        for inner in item.values() if isinstance(item, dict) else item:
+            yield from _words(inner)
 
 
 def _opening(chain: Chain, expressions: Sequence[Expression]) -> Opening | None:
@@ -124,6 +145,13 @@ def _opening(chain: Chain, expressions: Sequence[Expression]) -> Opening | None:
 
 def barriers(rules: Ruleset, passage: Passage) -> list[Barrier]:
     """All base chains that drop, in either direction and any of the IP versions."""
+    alike = rules.like(passage)
+    if alike not in rules.found:
+        rules.found[alike] = _find(rules, alike)
+    return rules.found[alike]
+
+
+def _find(rules: Ruleset, passage: Passage) -> list[Barrier]:
     found: dict[Chain, Barrier] = {}
     for base, policy in rules.bases.items():
         for version in set(FAMILIES[base.family]) & set(passage.versions):

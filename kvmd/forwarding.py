@@ -13,14 +13,14 @@ from collections.abc import Callable
 
 from dbus_next.message import Message
 
-from kvmd.barriers import Passage, Ruleset, barriers, changes, openings, parse, sentence, tables
+from kvmd.barriers import OWN, Passage, Ruleset, barriers, changes, openings, parse, sentence, tables
 from kvmd.nftables import STRUCTURE, Changes, Nftables
 from kvmd.sysbus import BusError, SystemBus
 
 BUS_NAME = "org.fedoraproject.FirewallD1"
 ZONES = (BUS_NAME, "/org/fedoraproject/FirewallD1", f"{BUS_NAME}.zone")
 ZONE = "kvmd"  # units/firewalld
-PAUSE = 0.1  # seconds: iptables changes one rule after the other, and Docker makes 50
+PAUSE, PATIENCE = 0.2, 1.0  # seconds of quiet, and at most: iptables makes one rule after the other, Docker 50
 
 
 class Forwarding:
@@ -37,6 +37,7 @@ class Forwarding:
         self._asked: tuple[bool, frozenset[Passage]] | None = None
         self._sentences: dict[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._latest = 0.0
 
     async def begin(self) -> None:
         if self._firewalld:
@@ -65,9 +66,9 @@ class Forwarding:
         wanted = {opening for tap, each in found.items() for opening in openings(each, tap)} if allowed else set()
         commands = changes(self._rules, wanted)
         trouble = self._nft.run(commands) if commands else ""
-        if commands:
-            self._heard()  # of our own rules, and of others' that came between
-            trouble = "" if self._stale else trouble
+        if commands and self._heard():  # of our own rules, or of others' that came between: there is another pass
+            trouble = ""
+            self._stale = True
         asking, refusal = False, ""
         if self._firewalld and self._rules.has("inet", "firewalld"):
             asking = self._firewalld.apply(set(found) if allowed else set(), anew=looked)
@@ -93,15 +94,20 @@ class Forwarding:
         self._stale = False
         return True
 
-    def _heard(self) -> None:
-        changed = self._changes.read()
-        if changed is None or any(kind in STRUCTURE and table != ZONE for kind, table in changed):
-            self._stale = True
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(PAUSE, self._settled)
+    def _heard(self) -> bool:
+        news = self._changes.read()
+        relevant = news is None or any(kind in STRUCTURE and table != OWN for kind, table in news)
+        if relevant:
+            loop = asyncio.get_running_loop()
+            if self._timer:
+                self._timer.cancel()
+            else:
+                self._latest = loop.time() + PATIENCE
+            self._timer = loop.call_at(min(loop.time() + PAUSE, self._latest), self._settled)
+        return relevant
 
     def _settled(self) -> None:
-        self._timer = None
+        self._timer, self._stale = None, True
         self._changed()
 
     def _answered(self, acted: bool) -> None:

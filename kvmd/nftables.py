@@ -31,7 +31,7 @@ HANDLE, JSON, TERSE = 1 << 3, 1 << 4, 1 << 11
 class Changes:
     """A subscription to the changes of the ruleset, by whomever."""
 
-    def __init__(self, heard: Callable[[], None]) -> None:
+    def __init__(self, heard: Callable[[], object]) -> None:
         """``heard()``: there is something to ``read``. Needs a running loop. Raises OSError."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         self._socket.setblocking(False)

@@ -42,7 +42,7 @@ FLUSH = """
 
 def tables(text: str) -> None:
     for tool in TOOLS:
-        for line in filter(None, text.format(tool=tool).splitlines()):
+        for line in filter(None, text.format(tool=tool, six="6" if "6" in tool else "").splitlines()):
             run(*line.split())
 
 
@@ -63,6 +63,17 @@ def addresses(nic: Nic) -> tuple[str, ...]:
 
 async def open_both_ways(bottle: Bottle, space: Space, nic: Nic) -> bool:
     return await bottle.lan.reaches(*addresses(nic)) and await space.reaches("192.0.2.1", "2001:db8:1::1")
+
+
+# What `ufw enable` makes of /etc/default/ufw, without its rules for single protocols; {six} is 6 for IPv6.
+UFW = """
+{tool} -N ufw{six}-before-forward
+{tool} -N ufw{six}-user-forward
+{tool} -A FORWARD -j ufw{six}-before-forward
+{tool} -A ufw{six}-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+{tool} -A ufw{six}-before-forward -j ufw{six}-user-forward
+{tool} -P FORWARD DROP
+"""
 
 
 @pytest.mark.parametrize("name", ["tap1", "my.tap-1"])
@@ -121,6 +132,35 @@ async def test_docker_is_restarted(bottle: Bottle, lan: Lan, guest: tuple[Space,
     lan.declare([nic], False)
     assert lan.status(nic.tap).state == "blocked"
     assert "kvmd" not in run("iptables-nft", "-S")
+
+
+async def test_ufw(bottle: Bottle, lan: Lan, guest: tuple[Space, Nic]) -> None:
+    space, nic = guest
+    tables(UFW)
+    before = run("nft", "list", "ruleset")
+    lan.declare([nic])
+    settle(space.name)
+    assert "(ufw)" in lan.status(nic.tap).detail
+    lan.declare([nic], True)
+    assert "-A ufw-user-forward -i tap1 -m comment --comment kvmd -j ACCEPT" in run("iptables-nft", "-S")
+    assert "-A ufw6-user-forward -o tap1 -m comment --comment kvmd -j ACCEPT" in run("ip6tables-nft", "-S")
+    assert await open_both_ways(bottle, space, nic)
+    lan.declare([], True)
+    assert len(run("nft", "list", "ruleset").splitlines()) == len(before.splitlines())
+
+
+async def test_news_is_told_once(bottle: Bottle, lan: Lan, guest: tuple[Space, Nic]) -> None:
+    """However many commands it takes to make it."""
+    space, nic = guest
+    lan.declare([nic])
+    settle(space.name)
+    tables(DOCKER)
+    await eventually(lambda: lan.status(nic.tap).state == "blocked", seconds=2)
+    detail = lan.status(nic.tap).detail
+    assert "table ip6 filter" in detail
+    tables(FLUSH + "{tool} -P FORWARD ACCEPT")
+    await eventually(lambda: lan.status(nic.tap).state == "up", seconds=2)
+    assert [text for _tap, text, _priority in bottle.reports] == [detail, "tap1 is up again on up0"]
 
 
 async def test_a_rule_is_taken_away(bottle: Bottle, lan: Lan, guest: tuple[Space, Nic]) -> None:
