@@ -21,6 +21,7 @@ BUS_NAME = "org.fedoraproject.FirewallD1"
 ZONES = (BUS_NAME, "/org/fedoraproject/FirewallD1", f"{BUS_NAME}.zone")
 ZONE = "kvmd"  # units/firewalld
 PAUSE, PATIENCE = 0.2, 1.0  # seconds of quiet, and at most: iptables makes one rule after the other, Docker 50
+SHARE = 20  # one part of the time for looking, the rest not: 10,000 rules take 0.2 s
 
 
 class Forwarding:
@@ -38,6 +39,7 @@ class Forwarding:
         self._sentences: dict[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._latest = 0.0
+        self._rest = 0.0  # seconds, after the last look
 
     async def begin(self) -> None:
         if self._firewalld:
@@ -73,6 +75,8 @@ class Forwarding:
         if self._firewalld and self._rules.has("inet", "firewalld"):
             asking = self._firewalld.apply(set(found) if allowed else set(), anew=looked)
             refusal = self._firewalld.trouble
+        elif self._firewalld:
+            self._firewalld.forget()
         before, self._sentences = self._sentences, {}
         for tap, each in found.items():
             left = [barrier for barrier in each if not allowed or trouble or barrier.owner == "firewalld"]
@@ -86,12 +90,15 @@ class Forwarding:
     def _look(self) -> bool:
         """Read the rules. False: they changed meanwhile, or cannot be read; the next pass tries again."""
         self._changes.read()
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         try:
             listing = [item for table in tables(self._nft.list("chains")) for item in self._nft.list(f"table {table}")]
         except OSError:
             return False
         self._rules = parse(listing)
         self._stale = False
+        self._rest = SHARE * (clock() - begun)
         return True
 
     def _heard(self) -> bool:
@@ -102,8 +109,8 @@ class Forwarding:
             if self._timer:
                 self._timer.cancel()
             else:
-                self._latest = loop.time() + PATIENCE
-            self._timer = loop.call_at(min(loop.time() + PAUSE, self._latest), self._settled)
+                self._latest = loop.time() + max(PATIENCE, self._rest)
+            self._timer = loop.call_at(min(loop.time() + max(PAUSE, self._rest), self._latest), self._settled)
         return relevant
 
     def _settled(self) -> None:
@@ -149,32 +156,43 @@ class _Firewalld:
             self._ask()
         return self._task is not None
 
+    def forget(self) -> None:
+        """There is no firewalld any more; another one knows nothing of us."""
+        self._wanted, self._ours, self.trouble = set(), set(), ""
+
     def _ask(self) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._settle(), name="firewalld")
 
     async def _settle(self) -> None:
-        acted, settled, trouble = False, None, self.trouble
+        acted, settled, before = False, None, self.trouble
         while settled != self._wanted:
             settled = self._wanted
+            self.trouble = ""
             try:
-                acted |= await self._settle_once(settled)
-                self.trouble = ""
+                (present,) = await self._bus.call(ZONES, "getInterfaces", "s", ZONE)
             except BusError as error:
                 hint = f" (it learns of zone {ZONE} by: firewall-cmd --reload)" if "INVALID_ZONE" in str(error) else ""
                 self.trouble = f"firewalld: {error}{hint}" if settled else ""
+                continue
+            self._ours = (self._ours | settled) & set(present)
+            for tap in settled - set(present):
+                acted |= await self._move("addInterface", tap)
+            for tap in self._over(settled, set(present)):
+                acted |= await self._move("removeInterface", tap)
         self._task = None
-        self._answered(acted or trouble != self.trouble)
+        self._answered(acted or before != self.trouble)
 
-    async def _settle_once(self, wanted: set[str]) -> bool:
-        (present,) = await self._bus.call(ZONES, "getInterfaces", "s", ZONE)
+    def _over(self, wanted: set[str], present: set[str]) -> set[str]:
+        """What we have put there, and what a crash left there. An administrator may use the zone without us."""
         there = {name for _index, name in socket.if_nameindex()}
-        self._ours = (self._ours | wanted) & set(present)
-        over = self._ours - wanted | (set(present) - there if wanted else set())
-        for tap in wanted - set(present):
-            await self._bus.call(ZONES, "addInterface", "ss", ZONE, tap)
-            self._ours.add(tap)
-        for tap in over:
-            await self._bus.call(ZONES, "removeInterface", "ss", ZONE, tap)
-            self._ours.discard(tap)
-        return bool(wanted - set(present) or over)
+        return (self._ours - wanted) | (present - there if wanted else set())
+
+    async def _move(self, member: str, tap: str) -> bool:
+        try:
+            await self._bus.call(ZONES, member, "ss", ZONE, tap)
+        except BusError as error:
+            self.trouble = f"firewalld: {error}"
+            return False
+        (self._ours.add if member == "addInterface" else self._ours.discard)(tap)
+        return True

@@ -98,6 +98,8 @@ class Nftables:
             if complaint := self.run(f"list {what}"):
                 raise OSError(0, complaint)
             listing = json.loads(self._library.nft_ctx_get_output_buffer(self._context) or b"{}")
+        except ValueError as error:
+            raise OSError(0, f"libnftables' listing of {what} is no JSON: {error}") from error
         finally:
             self._library.nft_ctx_output_set_flags(self._context, 0)
         found: list[dict[str, Any]] = listing.get("nftables", [])

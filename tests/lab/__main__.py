@@ -19,6 +19,8 @@ def prepare() -> None:
 
     def build(release: str) -> None:
         roots.layer(release, package)
+        if release == "bookworm":
+            roots.layer(release, package, others=True)
         guests.initrd(release)
         vm.image(release, package)
         vm.initrd(release)

@@ -77,6 +77,11 @@ def test_firewalld(guests: Guests) -> None:
     assert host.run("firewall-cmd", "--zone=kvmd", "--list-interfaces").stdout.split() == ["kv-walled"]
     assert "kvmd" not in host.run("sh", "-c", "grep -rl kvmd /etc/firewalld || true").stdout
 
+    host.run("rm", "/etc/kvmd/kvmd.conf")
+    eventually(lambda: guests.get("walled", "Networks")[0]["state"]["data"] == "blocked", 2)
+    assert reaches(host) == [False, False]
+    host.write("/etc/kvmd/kvmd.conf", "[firewall]\nopen = true\n")
+    eventually(lambda: reaches(host) == [True, True], 2)
     host.run("systemctl", "stop", "kvmd@walled")
     eventually(lambda: not host.run("firewall-cmd", "--zone=kvmd", "--list-interfaces").stdout.split(), 2)
 
@@ -97,3 +102,35 @@ def test_a_guest_starts_behind_firewalld(guests: Guests) -> None:
     assert "kv-walled" not in "\n".join(host.state())
     host.run("firewall-cmd", "--reload")
     assert host.state() == alone
+
+    guests.start("walled", ready=False)
+    host.run("systemctl", "stop", "firewalld")
+    guests.guest_off("walled")
+    host.run("systemctl", "start", "firewalld")
+    host.run("firewall-cmd", "--state")
+    assert host.run("firewall-cmd", "--zone=kvmd", "--list-interfaces").stdout.split() == []
+
+
+@pytest.mark.parametrize("allowed", ["", "[firewall]\nopen = true\n"])
+def test_firewalld_is_older_than_kvmd(guests: Guests, allowed: str) -> None:
+    """It has not read the zone that came with the package; and reads it when it is told to, for whoever opens it."""
+    host = guests.host
+    moved = ("zones/kvmd.xml", "policies/kvmd-in.xml", "policies/kvmd-out.xml")
+    for name in moved:
+        host.run("mv", f"/usr/lib/firewalld/{name}", f"/root/{name.replace('/', '-')}")
+    host.run("systemctl", "start", "firewalld")
+    host.run("firewall-cmd", "--state")
+    for name in moved:
+        host.run("mv", f"/root/{name.replace('/', '-')}", f"/usr/lib/firewalld/{name}")
+    host.write("/etc/kvmd/kvmd.conf", allowed)
+    since = host.cursor()
+    guests.linux("walled", last=60)
+    guests.start("walled")
+    warning = host.wait_journal("KVMD_GUEST=walled", message="probably cut off", since=since, timeout=5)["MESSAGE"]
+    assert ("INVALID_ZONE" in warning) == ("firewall-cmd --reload" in warning) == bool(allowed)
+    assert reaches(host) == [False, False]
+    host.run("firewall-cmd", "--reload")
+    if not allowed:
+        host.run("firewall-cmd", "--zone=kvmd", "--add-interface=kv-walled")
+    eventually(lambda: reaches(host) == [True, True], 2)
+    eventually(lambda: guests.get("walled", "Networks")[0]["state"]["data"] == "up", 2)
