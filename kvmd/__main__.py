@@ -71,6 +71,7 @@ async def serve() -> None:
         await systemd.start()
         manager = Manager(systemd, journal)
         lan = await stack.enter_async_context(Lan(manager.report_network, manager.network_changed, bus=bus))
+        stack.push_async_callback(manager.close)
         await manager.begin(lan)
         service = Service(bus, manager)
         manager.changed = service.refresh

@@ -284,6 +284,13 @@ class Manager:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def close(self) -> None:
+        """Undo the starts in progress, while the network can still be heard of; what runs is left alone."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def _stop_unit(self, unit: str) -> None:
         with contextlib.suppress(BusError):
             await self._systemd.stop_unit(unit)
