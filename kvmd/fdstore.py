@@ -6,6 +6,7 @@ Between two daemons a guest may write and end; as long as somebody holds its FIF
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from systemd import daemon
 
@@ -19,7 +20,9 @@ def drop(name: str) -> None:
     daemon.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
 
-def release_inherited() -> None:
-    """Close our copies of what was held: every FIFO is opened again by its name."""
-    for fd in daemon.listen_fds(unset_environment=True):
+def release_inherited(guests: Collection[str]) -> None:
+    """Close our copies of what was held, since every FIFO is opened again by its name; only for ``guests`` go on."""
+    for fd, name in daemon.listen_fds_with_names(unset_environment=True).items():
         os.close(fd)
+        if name.rpartition(".")[0] not in guests:
+            drop(name)

@@ -69,7 +69,6 @@ async def bury(name: str, journal: Journal) -> None:
             rest = SerialLog(name, stream, runtime.path, journal, log=True)
             rest.start(invocation, resume=True)
             await rest.close()
-            fdstore.drop(f"{name}.{stream}")
     runtime.remove()
 
 

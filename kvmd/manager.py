@@ -415,7 +415,7 @@ class Manager:
                 await self._adopt(name)
             else:
                 await bury(name, self._journal)
-        fdstore.release_inherited()
+        fdstore.release_inherited([known.name for known in self._known.values() if known.on])
         self._declare()
         await self._look_for_kvm()
 
