@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunni
 from .guest import Guest
 from .journal import Event, Journal, newest_first, synchronize
 from .lan import Lan
-from .machine import Host, Machine, State, bury
+from .machine import RESULTS, Host, Machine, State, bury
 from .nicstatus import NicStatus
 from .runtime import Runtime
 from .scope import guest_name
@@ -43,10 +43,17 @@ class Known:
     problems: list[Problem] = field(default_factory=list)
     run: Machine | None = None
     starting: asyncio.Task[None] | None = None
+    failed: str = ""  # the result of a run before this daemon's time
 
     @property
     def state(self) -> State:
-        return self.run.state if self.run else State.STOPPED
+        if self.run:
+            return self.run.state
+        return State.FAILED if self.failed else State.STOPPED
+
+    @property
+    def result(self) -> str:
+        return self.run.result if self.run else self.failed or "success"
 
     @property
     def on(self) -> bool:
@@ -102,7 +109,7 @@ class Manager:
             "Description": guest.description,
             "UUID": str(guest.uuid),
             "State": known.state.value,
-            "Result": known.run.result if known.run else "success",
+            "Result": known.result,
             "Ready": run is not None and run.ready.is_set(),
             "Unit": guest.unit,
             "PID": run.pid if run else 0,
@@ -409,12 +416,14 @@ class Manager:
         self._host = Host(lan, self._systemd, self._journal, Dnsmasq(self._systemd, self._journal))
         self._read_files()
         await synchronize()
-        running = {guest_name(unit) for unit in await self._systemd.scopes("kvmd-*.scope")}
+        running = {guest_name(unit) for unit in await self._systemd.units("active", "kvmd-*.scope")}
+        ended = set(runtime.guests()) - running
         for name in runtime.guests():
             if name in running:
                 await self._adopt(name)
             else:
                 await bury(name, self._journal)
+        await self._recall_failures(ended)
         fdstore.release_inherited([known.name for known in self._known.values() if known.on])
         self._declare()
         await self._look_for_kvm()
@@ -435,6 +444,27 @@ class Manager:
             self._journal.say(Event.FAILED, message, name, LOG_ERR)
             await self._systemd.kill(f"kvmd-{name}.scope")
             Runtime(name).remove()
+
+    async def _recall_failures(self, ended: Collection[str]) -> None:
+        """How guests failed whose end no daemon saw, or an earlier one did, is what PID 1 knows of their units.
+
+        ``ended``: those that nobody was told of yet.
+        """
+        for unit in await self._systemd.units("failed", "kvmd@*.service"):
+            name = unit.removeprefix("kvmd@").removesuffix(".service")
+            known = self._known.get(name)
+            if known is None or known.on:
+                continue
+            result, main_process = await self._systemd.service_result(unit)
+            if not main_process:
+                known.failed = "start-failed"
+            elif await self._systemd.scope_result(f"kvmd-{name}.scope") == "oom-kill":
+                known.failed = "oom-kill"
+            else:  # a panic is QEMU's only reason to exit with an error by itself
+                known.failed = "guest-panic" if result == "exit-code" else "crashed"
+            if name in ended and main_process:
+                message = f"Guest {name} failed while there was no kvmd: {RESULTS[known.failed]}"
+                self._journal.say(Event.FAILED, message, name, LOG_ERR)
 
     async def activate_units(self) -> None:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""

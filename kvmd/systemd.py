@@ -126,10 +126,16 @@ class Systemd:
         with contextlib.suppress(BusError):
             await self._bus.call(MANAGER, "KillUnit", "ssi", unit, "all", signal.SIGKILL)
 
-    async def scopes(self, pattern: str) -> list[str]:
-        """Names of the active units that match ``pattern``."""
-        (units,) = await self._bus.call(MANAGER, "ListUnitsByPatterns", "asas", ["active"], [pattern])
+    async def units(self, state: str, pattern: str) -> list[str]:
+        """Names of the units in this ActiveState that match ``pattern``."""
+        (units,) = await self._bus.call(MANAGER, "ListUnitsByPatterns", "asas", [state], [pattern])
         return [unit[0] for unit in units]
+
+    async def service_result(self, unit: str) -> tuple[str, int]:
+        """How a service has ended: Result of systemd.service(5), and its main process, 0 if it never came to that."""
+        (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
+        service = (MANAGER[0], path, "org.freedesktop.systemd1.Service")
+        return str(await self._bus.get(service, "Result")), int(await self._bus.get(service, "ExecMainPID"))
 
     async def invocation_id(self, unit: str) -> str:
         """The unit's invocation ID as 32 hexadecimal digits."""
