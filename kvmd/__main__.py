@@ -85,7 +85,7 @@ async def serve() -> None:
                 stack.callback(files.Watch(directory, manager.resolvers_changed).close)
         await bus.own(NAME)
         daemon.notify("READY=1")
-        await manager.activate_units()
+        manager.activate_units()
         watchdog = asyncio.create_task(feed_watchdog(), name="watchdog")
         lost = asyncio.create_task(bus.lost(), name="bus")
         stop = asyncio.create_task(terminated.wait(), name="SIGTERM")

@@ -20,7 +20,7 @@ def drop(name: str) -> None:
     daemon.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
 
-def release_inherited(guests: Collection[str]) -> None:
+def release_inherited(guests: Collection[str | None]) -> None:
     """Close our copies of what was held, since every FIFO is opened again by its name; only for ``guests`` go on."""
     for fd, name in daemon.listen_fds_with_names(unset_environment=True).items():
         os.close(fd)

@@ -31,6 +31,7 @@ from .systemd import Systemd
 POWER_BUTTON_INTERVAL = 2.0
 QUIT_TIMEOUT = 2.0
 CONSOLE_LINGER = 0.5
+MONITOR_PATIENCE = 0.3
 LAST_WORDS_OF = re.compile(r"^(sh: \d+: exec|qemu-system-\w+): ")
 RESULTS = {
     "crashed": "QEMU was killed or crashed",
@@ -101,6 +102,7 @@ class Machine:
         self._errors: SerialLog | None = None
         self._consoles: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
+        self._monitor: asyncio.Task[None] | None = None
         self._process: Process | None = None
         self.result = "success"
         self.failure = ""
@@ -168,7 +170,9 @@ class Machine:
             raise
         release()
         self.released.set()
-        await self._log(resume=False)
+        invocation = await self._host.systemd.invocation_id(self.guest.scope)
+        self._runtime.write({"invocation": invocation.encode()})
+        self._follow(invocation, resume=False)
         await all_of(self._greet(undo), *(self._connect(nic) for nic in self.guest.nics))
         for nic in self.guest.nics:
             undo.push_async_callback(self._host.dnsmasq.end, nic)
@@ -182,31 +186,42 @@ class Machine:
             self._become_ready()
 
     async def adopt(self, pid: int) -> None:
-        """Take over a guest that an earlier daemon started. Raises ``KvmdError``; the guest is left alone then."""
-        async with AsyncExitStack() as undo:
-            try:
-                process = Process(pid)
-            except OSError as error:
-                raise StartFailed(f"its QEMU (PID {pid}) cannot be found: {error.strerror}") from error
-            undo.callback(process.close)
-            undo.push_async_callback(self._qmp.close)
-            await self._qmp.connect(self._runtime.path / "qmp")
-            self.accelerator = "kvm" if (await self._qmp.execute("query-kvm"))["enabled"] else "tcg"
-            status = (await self._qmp.execute("query-status"))["status"]
-            undo.pop_all()
-        self._own_runtime(self._undo)
+        """Take over a guest that an earlier daemon started.
+
+        Raises ``ProcessLookupError`` where it has ended, ``StartFailed`` where it must be left alone.
+        """
+        process = Process(pid)
+        try:
+            self._own_runtime(self._undo)
+        except StartFailed:
+            process.close()
+            raise
         self._own_process(self._undo, process)
         self._undo.push_async_callback(self._qmp.close)
         for nic in self.guest.nics:
             self._undo.push_async_callback(self._host.lan.withdraw, nic.tap)
             self._undo.push_async_callback(self._host.dnsmasq.end, nic)
         self.released.set()
-        invocation = await self._log(resume=True)
+        invocation = self._runtime.invocation()
+        self._follow(invocation, resume=True)
         self.started = self._runtime.started()
         self._recall(invocation)
+        self._monitor = asyncio.create_task(self._take_monitor(), name=f"monitor of {self.guest.name}")
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
-        self.state = State.PAUSED if status == "paused" else State.RUNNING
+        self.state = State.RUNNING
         self._say(Event.ADOPTED, f"Guest {self.guest.name} was running already (PID {self.pid})")
+        await asyncio.wait((self._monitor,), timeout=MONITOR_PATIENCE)
+
+    async def _take_monitor(self) -> None:
+        """A QEMU that hangs, or is stopped, keeps nobody waiting: it answers once it goes on."""
+        try:
+            await self._qmp.connect(self._runtime.path / "qmp")
+            self.accelerator = "kvm" if (await self._qmp.execute("query-kvm"))["enabled"] else "tcg"
+            if (await self._qmp.execute("query-status"))["status"] == "paused" and self.state is State.RUNNING:
+                self.state = State.PAUSED
+        except QmpError as error:
+            if self.pid:
+                self._say(Event.FAILED, f"Guest {self.guest.name} cannot be steered: {error}", LOG_ERR)
 
     def _choose_accelerator(self, kvm: Kvm) -> Literal["kvm", "tcg"]:
         if self.guest.accelerator == "tcg":
@@ -289,14 +304,10 @@ class Machine:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _log(self, *, resume: bool) -> str:
-        assert self._serial is not None
-        assert self._errors is not None
-        invocation = await self._host.systemd.invocation_id(self.guest.scope)
-        self._runtime.write({"invocation": invocation.encode()})
-        self._serial.start(invocation, resume=resume)
-        self._errors.start(invocation, resume=resume)
-        return invocation
+    def _follow(self, invocation: str, *, resume: bool) -> None:
+        for log in (self._serial, self._errors):
+            assert log is not None
+            log.start(invocation, resume=resume)
 
     def _recall(self, invocation: str) -> None:
         """Whether the guest has said that it is ready in an earlier daemon's time."""
@@ -388,6 +399,8 @@ class Machine:
     async def _watch(self) -> None:
         assert self._process
         await self._process.ended.wait()
+        if self._monitor:
+            await self._monitor
         await self._qmp.drain()
         state, result = await self._verdict()
         try:

@@ -73,6 +73,7 @@ class Manager:
         self._open_firewalls = False
         self._kvm = Kvm("not looked at yet")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._alone: set[str] = set()  # these run, but could not be taken over
         self.changed: Callable[[str | None], None] = lambda name: None
 
     # what there is
@@ -252,6 +253,8 @@ class Manager:
             return known.starting
         if known.state is State.STOPPING:
             raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
+        if known.name in self._alone:
+            raise Busy(f"guest {known.name} runs out of kvmd's reach (systemctl stop kvmd@{known.name}, restart kvmd)")
         if known.guest is None:
             raise InvalidConfiguration(known.problems)
         known.starting = self._background(self._start(known, known.guest), f"start {known.name}")
@@ -417,33 +420,39 @@ class Manager:
         self._read_files()
         await synchronize()
         running = {guest_name(unit) for unit in await self._systemd.units("active", "kvmd-*.scope")}
-        ended = set(runtime.guests()) - running
-        for name in runtime.guests():
-            if name in running:
-                await self._adopt(name)
-            else:
-                await bury(name, self._journal)
+        found = runtime.guests()
+        adopted = set(await asyncio.gather(*(self._adopt(name) for name in found if name in running)))
+        ended = [name for name in found if name not in adopted]
+        for name in ended:
+            await bury(name, self._journal)
         await self._recall_failures(ended)
-        fdstore.release_inherited([known.name for known in self._known.values() if known.on])
+        fdstore.release_inherited(adopted)
         self._declare()
         await self._look_for_kvm()
 
-    async def _adopt(self, name: str) -> None:
+    async def _adopt(self, name: str) -> str | None:
+        """Take over what runs, or undo what an earlier daemon did not get done; the name of a guest that runs."""
+        scope = f"kvmd-{name}.scope"
         try:
             snapshot, pid = Runtime(name).read()
+        except StartFailed as error:
+            self._journal.say(Event.START_FAILED, f"Guest {name} was not started: {error}", name, LOG_ERR)
+            await self._systemd.clear_scope(scope)
+            return None
+        try:
             defaults = guestfile.parse_defaults(snapshot[DEFAULTS], CONFIGURATION / DEFAULTS)
-            file = CONFIGURATION / f"{name}.toml"
-            guest = guestfile.parse(snapshot[SNAPSHOT], file, self._ids, defaults).guest
-            known = self._known.setdefault(name, Known(name))
+            guest = guestfile.parse(snapshot[SNAPSHOT], CONFIGURATION / f"{name}.toml", self._ids, defaults).guest
             machine = Machine(guest, snapshot, self._host, lambda: self.changed(name))
             await machine.adopt(pid)
-            known.run = machine
+            self._known.setdefault(name, Known(name)).run = machine
+        except ProcessLookupError:
+            await self._systemd.clear_scope(scope)
+            return None
         except KvmdError as error:
-            # Nothing can steer it, and nobody was told that it runs.
-            message = f"Guest {name} could not be taken over, its power is cut: {error}"
+            message = f"Guest {name} could not be taken over and goes on alone ({error}): systemctl stop kvmd@{name}"
             self._journal.say(Event.FAILED, message, name, LOG_ERR)
-            await self._systemd.kill(f"kvmd-{name}.scope")
-            Runtime(name).remove()
+            self._alone.add(name)
+        return name
 
     async def _recall_failures(self, ended: Collection[str]) -> None:
         """How guests failed whose end no daemon saw, or an earlier one did, is what PID 1 knows of their units.
@@ -466,11 +475,17 @@ class Manager:
                 message = f"Guest {name} failed while there was no kvmd: {RESULTS[known.failed]}"
                 self._journal.say(Event.FAILED, message, name, LOG_ERR)
 
-    async def activate_units(self) -> None:
+    def activate_units(self) -> None:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""
         for known in self._known.values():
-            if known.on and await self._systemd.state(f"kvmd@{known.name}.service") in ("inactive", "failed"):
-                await self._start_unit(f"kvmd@{known.name}.service", known)
+            if known.on:
+                self._background(self._activate_unit(known), f"activate {known.name}")
+
+    async def _activate_unit(self, known: Known) -> None:
+        unit = f"kvmd@{known.name}.service"
+        with contextlib.suppress(BusError):
+            if await self._systemd.state(unit) in ("inactive", "failed"):
+                await self._start_unit(unit, known)
 
     async def _look_for_kvm(self) -> None:
         """Probe KVM, loading its module where that may help."""

@@ -18,6 +18,9 @@ MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedes
 MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")
 UNIT = "org.freedesktop.systemd1.Unit"
 SERVICE = "org.freedesktop.systemd1.Service"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
+UNKNOWN = "unknown"
 
 Properties = Sequence[tuple[str, str, object]]
 
@@ -34,8 +37,34 @@ class Systemd:
     async def start(self) -> None:
         sender = f",sender='{MANAGER[0]}'"
         await self._bus.subscribe(MANAGER[2], "JobRemoved", self._job_removed, sender)
-        await self._bus.call(MANAGER, "Subscribe")
-        self._bus.on_signal("org.freedesktop.DBus.Properties", "PropertiesChanged", self._properties_changed)
+        await self._bus.subscribe(DBUS[2], "NameOwnerChanged", self._owner_changed, f",arg0='{MANAGER[0]}'")
+        await self._call(MANAGER, "Subscribe")
+        self._bus.on_signal(PROPERTIES, "PropertiesChanged", self._properties_changed)
+
+    def _owner_changed(self, message: Message) -> None:
+        """PID 1 leaves the bus and comes back when it executes itself anew; its signals meanwhile are lost."""
+        if not message.body[2]:
+            return
+        for event in self._changed.values():
+            event.set()
+        for job in self._jobs.values():
+            if not job.done():
+                job.set_result(UNKNOWN)
+
+    async def _call(
+        self, target: tuple[str, str, str], member: str, signature: str = "", *body: object
+    ) -> tuple[Any, ...]:
+        """Call a method of systemd's, once more where the call was lost as PID 1 executed itself anew."""
+        while True:
+            try:
+                return await self._bus.call(target, member, signature, *body)
+            except BusError as error:
+                if error.name != NO_REPLY:
+                    raise
+
+    async def _get(self, path: str, interface: str, name: str) -> Any:
+        (variant,) = await self._call((MANAGER[0], path, PROPERTIES), "Get", "ss", interface, name)
+        return variant.value
 
     def _job_removed(self, message: Message) -> None:
         _, path, _, result = message.body
@@ -49,19 +78,28 @@ class Systemd:
         if event := self._changed.get(message.path):
             event.set()
 
-    async def _job(self, member: str, signature: str, *body: object) -> str:
+    async def _job(self, member: str, signature: str, unit: str, *body: object) -> str:
         self._calling += 1
         try:
-            (path,) = await self._bus.call(MANAGER, member, signature, *body)
+            (path,) = await self._call(MANAGER, member, signature, unit, *body)
             job = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
         finally:
             self._calling -= 1
         try:
-            return await job
+            while (result := await job) == UNKNOWN:
+                job = self._jobs[path] = asyncio.get_running_loop().create_future()
+                if not await self._has_job(path):
+                    wanted = ("inactive", "failed") if member == "StopUnit" else ("active",)
+                    return "done" if await self.state(unit) in wanted else "failed"
+            return result
         finally:
             self._jobs.pop(path, None)
             if not self._calling:
                 self._jobs = {path: job for path, job in self._jobs.items() if not job.done()}
+
+    async def _has_job(self, path: str) -> bool:
+        (jobs,) = await self._call(MANAGER, "ListJobs")
+        return any(job[4] == path for job in jobs)
 
     async def start_unit(self, unit: str) -> str:
         """Start a unit and return its job's result: ``done``, ``failed``, ``canceled``, ``dependency`` …"""
@@ -96,77 +134,81 @@ class Systemd:
     async def set_properties(self, unit: str, properties: Properties) -> None:
         """Change properties of a running unit, until it ends (SetUnitProperties). Raises ``BusError``."""
         values = [[key, Variant(signature, value)] for key, signature, value in properties]
-        await self._bus.call(MANAGER, "SetUnitProperties", "sba(sv)", unit, True, values)
+        await self._call(MANAGER, "SetUnitProperties", "sba(sv)", unit, True, values)
 
     async def standard_input(self, service: str) -> bytes:
         """What the service reads (StandardInputData=); nothing if it is not loaded."""
         try:
-            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", service)
-            return bytes(await self._bus.get((MANAGER[0], path, SERVICE), "StandardInputData"))
+            (path,) = await self._call(MANAGER, "GetUnit", "s", service)
+            return bytes(await self._get(path, SERVICE, "StandardInputData"))
         except BusError:
             return b""
 
     async def reset_failed(self, unit: str) -> None:
         with contextlib.suppress(BusError):  # not loaded, or not failed
-            await self._bus.call(MANAGER, "ResetFailedUnit", "s", unit)
+            await self._call(MANAGER, "ResetFailedUnit", "s", unit)
 
     async def scope_result(self, scope: str) -> str:
         """How a scope that has ended did: ``success``, ``oom-kill``, ``timeout`` … (Result of systemd.scope(5))."""
         await self.settled(scope)
         try:
-            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", scope)
-            result = await self._bus.get((MANAGER[0], path, "org.freedesktop.systemd1.Scope"), "Result")
+            (path,) = await self._call(MANAGER, "GetUnit", "s", scope)
+            result = await self._get(path, "org.freedesktop.systemd1.Scope", "Result")
         except BusError:  # systemd has forgotten it already: it did not fail
             return "success"
         await self.reset_failed(scope)
         return str(result)
 
-    async def kill(self, unit: str) -> None:
-        """SIGKILL for every process of the unit."""
-        with contextlib.suppress(BusError):
-            await self._bus.call(MANAGER, "KillUnit", "ssi", unit, "all", signal.SIGKILL)
+    async def clear_scope(self, scope: str) -> None:
+        """SIGKILL for every process of the scope; returns once it is gone."""
+        with contextlib.suppress(BusError):  # it has gone by itself
+            (processes,) = await self._call(MANAGER, "GetUnitProcesses", "s", scope)
+            if processes:
+                await self._call(MANAGER, "KillUnit", "ssi", scope, "all", signal.SIGKILL)
+            else:  # the end of a process that died as it was put there is not noticed before PID 1 looks again
+                await self.reload()
+        await self.settled(scope)
 
     async def units(self, state: str, pattern: str) -> list[str]:
         """Names of the units in this ActiveState that match ``pattern``."""
-        (units,) = await self._bus.call(MANAGER, "ListUnitsByPatterns", "asas", [state], [pattern])
+        (units,) = await self._call(MANAGER, "ListUnitsByPatterns", "asas", [state], [pattern])
         return [unit[0] for unit in units]
 
     async def service_result(self, unit: str) -> tuple[str, int]:
         """How a service has ended: Result of systemd.service(5), and its main process, 0 if it never came to that."""
-        (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
-        service = (MANAGER[0], path, "org.freedesktop.systemd1.Service")
-        return str(await self._bus.get(service, "Result")), int(await self._bus.get(service, "ExecMainPID"))
+        (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+        return str(await self._get(path, SERVICE, "Result")), int(await self._get(path, SERVICE, "ExecMainPID"))
 
     async def invocation_id(self, unit: str) -> str:
         """The unit's invocation ID as 32 hexadecimal digits."""
-        (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
-        return bytes(await self._bus.get((MANAGER[0], path, UNIT), "InvocationID")).hex()
+        (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+        return bytes(await self._get(path, UNIT, "InvocationID")).hex()
 
     async def state(self, unit: str) -> str:
         """The unit's ActiveState; a unit that is not loaded is inactive."""
         try:
-            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
+            (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
         except BusError:
             return "inactive"
         return await self._state(path)
 
     async def _state(self, path: str) -> str:
-        return str(await self._bus.get((MANAGER[0], path, UNIT), "ActiveState"))
+        return str(await self._get(path, UNIT, "ActiveState"))
 
     async def restarts(self, unit: str) -> int:
         """How often in a row systemd has started the unit again by Restart=."""
-        (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
-        return int(await self._bus.get((MANAGER[0], path, SERVICE), "NRestarts"))
+        (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+        return int(await self._get(path, SERVICE, "NRestarts"))
 
     async def reload(self) -> None:
         """Have the generators run again (daemon-reload)."""
         with contextlib.suppress(BusError):  # ours is not the only reload; systemd says so in the journal
-            await self._bus.call(MANAGER, "Reload")
+            await self._call(MANAGER, "Reload")
 
     async def settled(self, unit: str) -> None:
         """Returns once PID 1 no longer holds the unit for active or stopping."""
         try:
-            (path,) = await self._bus.call(MANAGER, "GetUnit", "s", unit)
+            (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
         except BusError:
             return
         rule = f"type='signal',interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path='{path}'"
