@@ -1,0 +1,108 @@
+"""Guests outlive everything but their own end: things are broken at random instants, and all is counted.
+
+KVMD_FAULTS=N injections instead of some 200, KVMD_SEED=N for the same ones once more.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lab
+import pytest
+from lab import rom
+
+HERE = Path(__file__).resolve().parent
+COUNT = int(os.environ.get("KVMD_FAULTS", "200"))
+SECONDS_PER_FAULT = 5.0  # all else is a machine that hangs
+ADOPTION = 1.0  # seconds
+
+# What kvmd has to say when it, the bus or QEMU is killed. Nothing else is expected of it.
+COMPLAINTS = (
+    "the system bus has gone",
+    "cannot reach the system bus",
+    "was not started",  # a start that was interrupted
+    "could not be started",
+    "QEMU was killed or crashed",
+    "the filter against forged addresses",
+)
+
+
+@pytest.fixture(scope="module")
+def battered(deb: Path) -> Iterator[lab.Host]:
+    """A host of its own."""
+    with lab.Host("bookworm", deb, name="faults") as host:
+        host.make_lan()
+        host.write("/var/lib/kvmd/rom", rom.steady())
+        host.write("/var/lib/kvmd/rom.deaf", rom.steady(deaf=True))
+        host.copy_in(deb, "/run/kvmd.deb")
+        host.copy_in(HERE / "faults.py", "/run/faults.py")
+        yield host
+
+
+def inside(host: lab.Host, *words: object, timeout: float) -> Any:
+    """Run faults.py in the host; what its last line says."""
+    done = host.run("python3", "-IB", "/run/faults.py", *map(str, words), timeout=timeout)
+    print(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def complaints(host: lab.Host, since: str, expected: tuple[str, ...] = ()) -> list[str]:
+    entries = host.journal("-p", "warning", "_SYSTEMD_UNIT=kvmd.service", since=since)
+    entries += [entry for entry in host.journal(since=since) if "Traceback" in entry.get("MESSAGE", "")]
+    said = [entry.get("MESSAGE", "") for entry in entries]
+    return [message for message in said if not any(word in message for word in expected)]
+
+
+def test_faults(battered: lab.Host) -> None:
+    seed = int(os.environ.get("KVMD_SEED") or random.randrange(1 << 32))
+    print(f"KVMD_SEED={seed}")
+    battered.run("systemctl", "start", "kvmd")
+    before, since = battered.state(), battered.cursor()
+    tally = inside(battered, "break", seed, COUNT, "/run/kvmd.deb", timeout=60 + SECONDS_PER_FAULT * COUNT)
+    adoptions = tally["adoptions"]
+    counted = ("lost", "lines_lost", "lines_doubled", "leftovers", "units")
+    print(
+        f"{sum(tally['injections'].values())} injections in {tally['seconds']:.0f} s:",
+        *(f"{len(tally[name])} {name.replace('_', ' ')}," for name in counted),
+        f"{tally['lines']} lines; {len(adoptions)} daemons, the slowest adopted in {max(adoptions):.2f} s",
+    )
+    assert {name: tally[name] for name in counted} == {name: [] for name in counted}
+    assert sum(tally["injections"].values()) >= COUNT
+    # Others use this machine, too: a single one may be late.
+    assert statistics.quantiles(adoptions, n=10)[-1] <= ADOPTION
+    assert list(difflib.unified_diff(before, battered.state(), n=0)) == []
+    assert battered.run("ls", "/run/kvmd").stdout.split() in ([], ["sysctl.json"])
+    assert not complaints(battered, since, COMPLAINTS)
+
+
+def test_a_thousand_objects_and_a_full_socket(battered: lab.Host) -> None:
+    """Nobody reads from the daemon for a while, and one client never does: nothing is lost, nobody waits long."""
+    since = battered.cursor()
+    figures = inside(battered, "objects", 1000, timeout=120)
+    assert figures["same daemon"]
+    assert (figures["GuestNew"], figures["GuestRemoved"], figures["InterfacesAdded"]) == (1000, 1000, 1000)
+    assert figures["ListGuests s"] < 1
+    assert figures["GetManagedObjects s"] < 1
+    assert max(figures["frozen MiB"], figures["MiB"]) < 64
+    assert not complaints(battered, since)
+
+
+def test_nothing_grows(battered: lab.Host) -> None:
+    """Descriptors and memory of the daemon over many lives of guests; KVMD_CYCLES=1000 for more."""
+    count = int(os.environ.get("KVMD_CYCLES", "100"))
+    before, since = battered.state(), battered.cursor()
+    figures = inside(battered, "cycles", count, timeout=60 + 2 * count)
+    warm, end = figures["warm"], figures["end"]
+    assert figures["same daemon"]
+    assert end["descriptors"] == warm["descriptors"]
+    assert end["kept by PID 1"] == 0
+    assert end["MiB"] - warm["MiB"] < 2 + count / 200  # 5 KiB each, beyond what the allocator needs once
+    assert list(difflib.unified_diff(before, battered.state(), n=0)) == []
+    assert not complaints(battered, since)
