@@ -66,7 +66,7 @@ async def bury(name: str, journal: Journal) -> None:
     runtime = Runtime(name)
     invocation = runtime.invocation()
     for stream in ("serial", "qemu") if invocation else ():
-        with contextlib.suppress(StartFailed):
+        with contextlib.suppress(StartFailed, Unavailable):
             rest = SerialLog(name, stream, runtime.path, journal, log=True)
             rest.start(invocation, resume=True)
             await rest.close()

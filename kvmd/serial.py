@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .errors import StartFailed
+from .errors import StartFailed, Unavailable
 from .journal import Journal, about, encode, newest_first
 from .terminal import LINE, LONGEST, text
 
@@ -26,6 +26,7 @@ CHUNK = 1 << 16  # bytes moved at a time, and kept for those who attach later
 UNLOGGED = 1 << 20  # bytes the journal may be behind
 PAUSE = 1.0  # seconds after which text without a line ending is logged
 COALESCE = 0.005  # seconds
+PATIENCE = 10.0  # seconds that the last lines of a dead guest may take
 TAIL = 20  # lines
 PAGE = 4096
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -181,12 +182,20 @@ class SerialLog:
                     await self._log_lines(partial=True)
 
     async def finish(self) -> None:
-        """Log everything there is, also an unfinished line: the guest is dead."""
+        """Log everything there is, also an unfinished line: the guest is dead.
+
+        Raises ``Unavailable`` where journald takes nothing any more: a stop must end.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.spool.end()
-        await self._log_lines(partial=True)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._log_lines(partial=True)
+        except TimeoutError as error:
+            rest = self.spool.taken - self._logged
+            raise Unavailable(f"journald takes nothing, {rest} bytes of its output are not logged") from error
 
     async def _log_lines(self, *, partial: bool = False) -> None:
         """Log each finished line; with ``partial`` the unfinished one too."""
@@ -213,5 +222,7 @@ class SerialLog:
 
     async def close(self) -> None:
         """``finish``, and let go."""
-        await self.finish()
-        self.spool.close()
+        try:
+            await self.finish()
+        finally:
+            self.spool.close()

@@ -67,6 +67,12 @@ def launch(*argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def unlimited(*words: str) -> subprocess.CompletedProcess[str]:
+    """systemctl; nobody breaks things by hand as often as to meet the limit of five starts in ten seconds."""
+    run("systemctl", "reset-failed", words[-1])
+    return run("systemctl", *words)
+
+
 def call(member: str, *arguments: str) -> tuple[str, ...]:
     return (*BUSCTL, "call", *MANAGER, member, *arguments)
 
@@ -244,9 +250,7 @@ class Runner:
 
     def end(self) -> None:
         self.pids = {}
-        done = run("systemctl", "stop", *(f"kvmd@{name}" for name in FILES))
-        if done.returncode:
-            self.tally.units.append(f"the last stop: {done.stderr}")
+        self.ask("systemctl", "stop", *(f"kvmd@{name}" for name in FILES))
         self.rest("after", network=True)
         run("systemctl", "reset-failed", *(f"kvmd@{name}" for name in FILES))
         for name, guest in self.guests.items():
@@ -373,13 +377,13 @@ class Runner:
         return "daemon-reload", lambda: run("systemctl", "daemon-reload")
 
     def restart_journald(self) -> tuple[str, Callable[[], object]]:
-        return "journald restarted", lambda: run("systemctl", "restart", "systemd-journald")
+        return "journald restarted", lambda: unlimited("restart", "systemd-journald")
 
     def kill_journald(self) -> tuple[str, Callable[[], object]]:
-        return "journald KILL", lambda: run("systemctl", "kill", "--signal=KILL", "systemd-journald")
+        return "journald KILL", lambda: unlimited("kill", "--signal=KILL", "systemd-journald")
 
     def restart_bus(self) -> tuple[str, Callable[[], object]]:
-        return "bus restarted", lambda: run("systemctl", "restart", "dbus")
+        return "bus restarted", lambda: unlimited("restart", "dbus")
 
     def reinstall(self) -> tuple[str, Callable[[], object]]:
         return "reinstalled", lambda: run("dpkg", "--install", self.deb)
@@ -508,7 +512,7 @@ class Listener:
 
 
 def deaf_client() -> socket.socket:
-    """It subscribes to all signals, asks for all objects again and again, and never reads."""
+    """It subscribes to all signals, asks for all objects, three times, and never reads."""
     deaf = socket.socket(socket.AF_UNIX)
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.connect("/run/dbus/system_bus_socket")
@@ -517,7 +521,7 @@ def deaf_client() -> socket.socket:
     deaf.sendall(b"BEGIN\r\n")
     bus = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
     wanted = [(bus, "Hello", []), (bus, "AddMatch", ["type='signal'"])]
-    wanted += [(("org.kvmd1", "/org/kvmd1", "org.freedesktop.DBus.ObjectManager"), "GetManagedObjects", [])] * 20
+    wanted += [(("org.kvmd1", "/org/kvmd1", "org.freedesktop.DBus.ObjectManager"), "GetManagedObjects", [])] * 3
     for serial, ((destination, path, interface), member, body) in enumerate(wanted, 1):
         signature = "s" * len(body)
         message = Message(destination, path, interface, member, signature=signature, body=body, serial=serial)
@@ -551,11 +555,11 @@ async def many_objects(count: int) -> dict[str, float]:
     finally:
         os.kill(bus, signal.SIGCONT)
     worst = 0.0
-    for _ in range(50):
+    for _ in range(20):
         begin = time.monotonic()
-        (guests,) = await listener.call(MANAGER, "ListGuests")
+        done = await asyncio.to_thread(run, *call("ListGuests"))  # a client that has not all the signals to read
         worst = max(worst, time.monotonic() - begin)
-        assert len(guests) == count, guests  # type: ignore[arg-type]
+        assert len(json.loads(done.stdout)["data"][0]) == count
         await asyncio.sleep(0.02)
     figures["ListGuests s"] = worst
     await listener.until("PropertiesChanged", count)

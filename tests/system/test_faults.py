@@ -10,6 +10,8 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,31 @@ def test_nothing_grows(battered: lab.Host) -> None:
     assert end["MiB"] - warm["MiB"] < 2 + count / 200  # 5 KiB each, beyond what the allocator needs once
     assert list(difflib.unified_diff(before, battered.state(), n=0)) == []
     assert not complaints(battered, since)
+
+
+def test_at_poweroff_a_deaf_guest_holds_up_no_other(deb: Path) -> None:
+    """Ten guests are shut down side by side; the one that ignores the power button has its own stop_timeout."""
+    names = [f"quick{number}" for number in range(9)]
+    with lab.Host("bookworm", deb, name="poweroff") as host:
+        for name, deaf in [*((name, False) for name in names), ("deaf", True)]:
+            host.write(f"/var/lib/kvmd/rom.{deaf}", rom.steady(deaf=deaf))
+            text = f'memory = "32M"\naccelerator = "tcg"\nstop_timeout = "{5 if deaf else 60}s"\n'
+            host.write(f"/etc/kvmd/{name}.toml", f'{text}[qemu]\nargs = ["-bios", "/var/lib/kvmd/rom.{deaf}"]\n')
+        host.run("busctl", "call", "org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager", "Reload")
+        host.run("systemctl", "start", *(f"kvmd@{name}" for name in [*names, "deaf"]))
+        begin = time.time()
+        host.poweroff()
+        took = time.time() - begin
+        journal = host.directory / "root/var/log/journal"
+        command = ["journalctl", f"--directory={journal}", "-o", "json", "-q"]
+        matches = [f"KVMD_GUEST={name}" for name in [*names, "deaf"]]
+        lines = subprocess.run([*command, *matches], capture_output=True, text=True, check=True).stdout.splitlines()
+    entries = [json.loads(line) for line in lines]
+    ends = {
+        (entry["KVMD_GUEST"], entry["MESSAGE"]): int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - begin for entry in entries
+    }
+    for name in names:
+        assert (name, rom.FAREWELL) in ends
+        assert ends[name, f"Guest {name} is off (success)"] < 4
+    assert 5 <= ends["deaf", "Guest deaf is off (timeout)"] < 9
+    assert took < 15
