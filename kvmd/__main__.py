@@ -65,7 +65,6 @@ async def serve() -> None:
             journal = Journal()
         except OSError as error:
             raise Unavailable(f"cannot reach journald: {error.strerror} (is systemd-journald running?)") from error
-        stack.callback(journal.close)
         bus = await stack.enter_async_context(SystemBus())
         systemd = Systemd(bus)
         await systemd.start()

@@ -53,7 +53,10 @@ def about(guest: str) -> dict[str, str]:
 
 
 class Journal:
-    """One datagram socket for everything; PID 1 holds its other end, so it outlives journald's restarts."""
+    """One datagram socket for everything; PID 1 holds its other end, so it outlives journald's restarts.
+
+    Open as long as the process: guests' lines are logged until the very end.
+    """
 
     def __init__(self, path: str = SOCKET) -> None:
         """Raises ``OSError`` where there is no journald."""
@@ -115,12 +118,6 @@ class Journal:
             else:
                 await self.writable()
         self._flusher = None
-
-    def close(self) -> None:
-        if self._flusher:
-            self._flusher.cancel()
-        asyncio.get_running_loop().remove_writer(self._socket.fileno())
-        self._socket.close()
 
 
 async def synchronize() -> None:
