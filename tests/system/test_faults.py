@@ -20,10 +20,14 @@ import lab
 import pytest
 from lab import rom
 
+from .guests import Guests
+
 HERE = Path(__file__).resolve().parent
 COUNT = int(os.environ.get("KVMD_FAULTS", "200"))
 SECONDS_PER_FAULT = 5.0  # all else is a machine that hangs
 ADOPTION = 1.0  # seconds
+
+GUEST = 'memory = "32M"\naccelerator = "tcg"\nstop_timeout = "20s"\n[qemu]\nargs = ["-bios", "/var/lib/kvmd/rom"]\n'
 
 # What kvmd has to say when it, the bus or QEMU is killed. Nothing else is expected of it.
 COMPLAINTS = (
@@ -42,7 +46,6 @@ def battered(deb: Path) -> Iterator[lab.Host]:
     with lab.Host("bookworm", deb, name="faults") as host:
         host.make_lan()
         host.write("/var/lib/kvmd/rom", rom.steady())
-        host.write("/var/lib/kvmd/rom.deaf", rom.steady(deaf=True))
         host.copy_in(deb, "/run/kvmd.deb")
         host.copy_in(HERE / "faults.py", "/run/faults.py")
         yield host
@@ -136,3 +139,36 @@ def test_at_poweroff_a_deaf_guest_holds_up_no_other(deb: Path) -> None:
         assert ends[name, f"Guest {name} is off (success)"] < 4
     assert 5 <= ends["deaf", "Guest deaf is off (timeout)"] < 9
     assert took < 15
+
+
+def test_a_qemu_that_hangs_holds_up_nobody(battered: lab.Host) -> None:
+    """It is taken over all the same, and obeys once it goes on."""
+    guests, since = Guests(battered), battered.cursor()
+    for name in ("hangs", "beside"):
+        guests.write(name, GUEST)
+    guests.start("hangs", "beside", ready=False)
+    pid = guests.get("hangs", "PID")
+    battered.run("kill", "-STOP", str(pid))
+    battered.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "kvmd")
+    battered.run("systemctl", "start", "kvmd")
+    daemon = battered.show("kvmd.service")
+    ready, begin = (int(daemon[f"{key}TimestampMonotonic"]) for key in ("ActiveEnter", "ExecMainStart"))
+    assert ready - begin < 2_000_000
+    assert [guests.get(name, "State") for name in ("hangs", "beside")] == ["running", "running"]
+    battered.run("kill", "-CONT", str(pid))
+    battered.run("systemctl", "stop", "kvmd@hangs", "kvmd@beside")
+    for name in ("hangs", "beside"):
+        guests.wait(name, rom.FAREWELL, since)
+        assert guests.get(name, "Result") == "success"
+    guests.clear()
+
+
+def test_a_stop_is_graceful_without_daemon_and_timeout(battered: lab.Host) -> None:
+    guests = Guests(battered)
+    guests.write("bare", GUEST)
+    guests.start("bare", ready=False)
+    script = "exec 3<>/run/kvmd/bare/serial.out; rm /run/kvmd/bare/stop_timeout; systemctl stop kvmd kvmd@bare; cat <&3"
+    said = battered.run("sh", "-c", script, check=False).stdout
+    assert said.splitlines()[-1] == rom.FAREWELL
+    battered.run("systemctl", "start", "kvmd")
+    guests.clear()
