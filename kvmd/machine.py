@@ -420,6 +420,10 @@ class Machine:
             return State.STOPPED, "timeout"
         if self._end == "guest-panic":
             return State.FAILED, "guest-panic"
+        if not self._end and self._monitor:  # it may have ended before we could listen
+            await self._host.systemd.settled(self.guest.unit)
+            if (await self._host.systemd.service_result(self.guest.unit))[0] == "success":
+                return State.STOPPED, "success"
         if not self._end:
             return State.FAILED, "oom-kill" if limits == "oom-kill" else "crashed"
         return State.STOPPED, "success"

@@ -73,7 +73,7 @@ class Manager:
         self._open_firewalls = False
         self._kvm = Kvm("not looked at yet")
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._alone: set[str] = set()  # these run, but could not be taken over
+        self._alone: dict[str, int] = {}  # QEMU of those that run, but could not be taken over
         self.changed: Callable[[str | None], None] = lambda name: None
 
     # what there is
@@ -253,8 +253,7 @@ class Manager:
             return known.starting
         if known.state is State.STOPPING:
             raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
-        if known.name in self._alone:
-            raise Busy(f"guest {known.name} runs out of kvmd's reach (systemctl stop kvmd@{known.name}, restart kvmd)")
+        self._refuse_alone(known.name)
         if known.guest is None:
             raise InvalidConfiguration(known.problems)
         known.starting = self._background(self._start(known, known.guest), f"start {known.name}")
@@ -307,7 +306,12 @@ class Manager:
 
     async def halt_unit(self, name: str) -> None:
         """kvmd@NAME.service stops: the guest is off when this returns."""
+        self._refuse_alone(name)
         await self._halt(self._get(name))
+
+    def _refuse_alone(self, name: str) -> None:
+        if name in self._alone and Path(f"/proc/{self._alone[name]}").exists():
+            raise Busy(f"guest {name} runs out of kvmd's reach (systemctl stop kvmd@{name})")
 
     async def _halt(self, known: Known) -> None:
         if known.starting:
@@ -451,7 +455,7 @@ class Manager:
         except KvmdError as error:
             message = f"Guest {name} could not be taken over and goes on alone ({error}): systemctl stop kvmd@{name}"
             self._journal.say(Event.FAILED, message, name, LOG_ERR)
-            self._alone.add(name)
+            self._alone[name] = pid
         return name
 
     async def _recall_failures(self, ended: Collection[str]) -> None:

@@ -37,14 +37,21 @@ class Systemd:
     async def start(self) -> None:
         sender = f",sender='{MANAGER[0]}'"
         await self._bus.subscribe(MANAGER[2], "JobRemoved", self._job_removed, sender)
+        await self._bus.subscribe(MANAGER[2], "Reloading", self._reloading, sender)
         await self._bus.subscribe(DBUS[2], "NameOwnerChanged", self._owner_changed, f",arg0='{MANAGER[0]}'")
         await self._call(MANAGER, "Subscribe")
         self._bus.on_signal(PROPERTIES, "PropertiesChanged", self._properties_changed)
 
     def _owner_changed(self, message: Message) -> None:
         """PID 1 leaves the bus and comes back when it executes itself anew; its signals meanwhile are lost."""
-        if not message.body[2]:
-            return
+        if message.body[2]:
+            self._look_again()
+
+    def _reloading(self, message: Message) -> None:
+        if not message.body[0]:
+            self._look_again()
+
+    def _look_again(self) -> None:
         for event in self._changed.values():
             event.set()
         for job in self._jobs.values():
@@ -175,9 +182,12 @@ class Systemd:
         return [unit[0] for unit in units]
 
     async def service_result(self, unit: str) -> tuple[str, int]:
-        """How a service has ended: Result of systemd.service(5), and its main process, 0 if it never came to that."""
-        (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
-        return str(await self._get(path, SERVICE, "Result")), int(await self._get(path, SERVICE, "ExecMainPID"))
+        """How a service has ended: its Result (org.freedesktop.systemd1(5)), and the main process, 0 if it had none."""
+        try:
+            (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+            return str(await self._get(path, SERVICE, "Result")), int(await self._get(path, SERVICE, "ExecMainPID"))
+        except BusError:  # systemd has forgotten it already: it did not fail
+            return "success", 0
 
     async def invocation_id(self, unit: str) -> str:
         """The unit's invocation ID as 32 hexadecimal digits."""

@@ -167,8 +167,25 @@ def test_a_stop_is_graceful_without_daemon_and_timeout(battered: lab.Host) -> No
     guests = Guests(battered)
     guests.write("bare", GUEST)
     guests.start("bare", ready=False)
-    script = "exec 3<>/run/kvmd/bare/serial.out; rm /run/kvmd/bare/stop_timeout; systemctl stop kvmd kvmd@bare; cat <&3"
+    script = "exec 3<>/run/kvmd/bare/serial.out; rm /run/kvmd/bare/stop_timeout; systemctl stop kvmd kvmd@bare; timeout 1 cat <&3"
     said = battered.run("sh", "-c", script, check=False).stdout
     assert said.splitlines()[-1] == rom.FAREWELL
     battered.run("systemctl", "start", "kvmd")
+    guests.clear()
+
+
+def test_what_cannot_be_taken_over_goes_on(battered: lab.Host) -> None:
+    """No power is cut for a defect of ours; there is no second QEMU, and systemctl stops the first gracefully."""
+    guests, since = Guests(battered), battered.cursor()
+    guests.write("alone", GUEST)
+    guests.start("alone", ready=False)
+    pid = guests.get("alone", "PID")
+    battered.write("/run/kvmd/alone/guest.toml", 'memory = "of a later version"\n')
+    battered.run("systemctl", "restart", "kvmd")
+    battered.wait_journal("KVMD_GUEST=alone", message="could not be taken over and goes on alone", since=since)
+    assert "runs out of kvmd's reach" in guests.call("StartGuest", "s", "alone", check=False).stderr
+    assert battered.show("kvmd@alone.service")["MainPID"] == str(pid)
+    script = "exec 3<>/run/kvmd/alone/serial.out; systemctl stop kvmd@alone; timeout 1 cat <&3"
+    assert battered.run("sh", "-c", script, check=False).stdout.splitlines()[-1] == rom.FAREWELL
+    guests.start("alone", ready=False)
     guests.clear()
