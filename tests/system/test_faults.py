@@ -163,13 +163,19 @@ def test_a_qemu_that_hangs_holds_up_nobody(battered: lab.Host) -> None:
     guests.clear()
 
 
+def last_words(host: lab.Host, name: str) -> str:
+    """What a guest whom no daemon listens to says last as its unit stops."""
+    script = 'exec 3<>"/run/kvmd/$1/serial.out"; systemctl stop "kvmd@$1"; timeout 1 cat <&3'
+    return host.run("sh", "-c", script, "sh", name, check=False).stdout.splitlines()[-1]
+
+
 def test_a_stop_is_graceful_without_daemon_and_timeout(battered: lab.Host) -> None:
     guests = Guests(battered)
     guests.write("bare", GUEST)
     guests.start("bare", ready=False)
-    script = "exec 3<>/run/kvmd/bare/serial.out; rm /run/kvmd/bare/stop_timeout; systemctl stop kvmd kvmd@bare; timeout 1 cat <&3"
-    said = battered.run("sh", "-c", script, check=False).stdout
-    assert said.splitlines()[-1] == rom.FAREWELL
+    battered.run("rm", "/run/kvmd/bare/stop_timeout")
+    battered.run("systemctl", "stop", "kvmd")
+    assert last_words(battered, "bare") == rom.FAREWELL
     battered.run("systemctl", "start", "kvmd")
     guests.clear()
 
@@ -185,7 +191,6 @@ def test_what_cannot_be_taken_over_goes_on(battered: lab.Host) -> None:
     battered.wait_journal("KVMD_GUEST=alone", message="could not be taken over and goes on alone", since=since)
     assert "runs out of kvmd's reach" in guests.call("StartGuest", "s", "alone", check=False).stderr
     assert battered.show("kvmd@alone.service")["MainPID"] == str(pid)
-    script = "exec 3<>/run/kvmd/alone/serial.out; systemctl stop kvmd@alone; timeout 1 cat <&3"
-    assert battered.run("sh", "-c", script, check=False).stdout.splitlines()[-1] == rom.FAREWELL
+    assert last_words(battered, "alone") == rom.FAREWELL
     guests.start("alone", ready=False)
     guests.clear()
