@@ -3,6 +3,7 @@
 store     the cache: build once, under a lock, whole or not at all
 roots     Debian trees, and a kvmd package on top
 guests    kernel, initrd and ROM of guests
+rom       a guest that costs nothing: it speaks steadily and obeys the power button
 runs      directory and cgroup of one run; cleaning up after the dead
 machine   what one can do with a host: run, write, journal, state
 lan       switch, router, neighbours, as network namespaces inside a host
