@@ -104,8 +104,8 @@ async def spawn(
     Raises ``StartFailed``.
     """
     let_go_read, let_go = os.pipe2(os.O_CLOEXEC)
-    try:
-        launcher = await asyncio.to_thread(
+    launching = asyncio.create_task(
+        asyncio.to_thread(
             subprocess.run,
             ["/bin/sh", "-c", LAUNCHER, "sh", *argv],
             stdin=let_go_read,
@@ -120,10 +120,16 @@ async def spawn(
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
             start_new_session=True,
         )
+    )
+    try:
+        launcher = await asyncio.shield(launching)
         process = Process(int(launcher.stdout))
-    except (OSError, ValueError) as error:
-        os.close(let_go)
-        raise StartFailed(f"cannot spawn a process for QEMU: {error}") from error
+    except BaseException as error:
+        await asyncio.wait((launching,))  # the thread goes on using the descriptors
+        os.close(let_go)  # and what it started must not outlive this: it holds the taps
+        if isinstance(error, (OSError, ValueError)):
+            raise StartFailed(f"cannot spawn a process for QEMU: {error}") from error
+        raise
     finally:
         os.close(let_go_read)
 
