@@ -176,8 +176,9 @@ class SerialLog:
                 more.clear()
                 await self._log_lines()
                 unfinished = self._logged < self.spool.taken
-                try:
-                    await asyncio.wait_for(more.wait(), PAUSE if unfinished else None)
+                try:  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation
+                    async with asyncio.timeout(PAUSE if unfinished else None):
+                        await more.wait()
                 except TimeoutError:
                     await self._log_lines(partial=True)
 
