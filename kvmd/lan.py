@@ -107,6 +107,7 @@ class Lan:
         for handle in (self._pass, self._poll):
             if handle is not None:
                 handle.cancel()
+        self._links.clear()  # nobody waits for the end of a tap from here on: it would not be heard
         for future in set().union(*self._waiting.values()):
             future.cancel()
         await self._open.aclose()
