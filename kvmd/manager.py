@@ -429,6 +429,8 @@ class Manager:
         ended = [name for name in found if name not in adopted]
         for name in ended:
             await bury(name, self._journal)
+        for name in running.difference(found):
+            await self._systemd.clear_empty_scope(f"kvmd-{name}.scope")
         await self._recall_failures(ended)
         fdstore.release_inherited(adopted)
         self._declare()

@@ -131,6 +131,7 @@ class Systemd:
             except BusError as error:
                 if error.name != "org.freedesktop.systemd1.UnitExists":
                     raise
+                await self.clear_empty_scope(name)
                 await self.reset_failed(name)  # one that failed while nobody was there to look
                 result = await self._job(*start)
         except BusError as error:
@@ -169,12 +170,21 @@ class Systemd:
     async def clear_scope(self, scope: str) -> None:
         """SIGKILL for every process of the scope; returns once it is gone."""
         with contextlib.suppress(BusError):  # it has gone by itself
-            (processes,) = await self._call(MANAGER, "GetUnitProcesses", "s", scope)
-            if processes:
+            if await self._has_processes(scope):
                 await self._call(MANAGER, "KillUnit", "ssi", scope, "all", signal.SIGKILL)
-            else:  # the end of a process that died as it was put there is not noticed before PID 1 looks again
+                await self.settled(scope)
+        await self.clear_empty_scope(scope)
+
+    async def clear_empty_scope(self, scope: str) -> None:
+        """A scope whose process died as it was put there stays active until PID 1 looks at it again."""
+        with contextlib.suppress(BusError):  # no such scope
+            if not await self._has_processes(scope) and await self.state(scope) == "active":
                 await self.reload()
-        await self.settled(scope)
+                await self.settled(scope)
+
+    async def _has_processes(self, unit: str) -> bool:
+        (processes,) = await self._call(MANAGER, "GetUnitProcesses", "s", unit)
+        return bool(processes)
 
     async def units(self, state: str, pattern: str) -> list[str]:
         """Names of the units in this ActiveState that match ``pattern``."""
