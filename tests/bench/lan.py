@@ -28,14 +28,14 @@ TIME = re.compile(r"time=([\d.]+) ms")
 def main(package: Path, rounds: int) -> Iterator[str]:
     with lab.Host("bookworm", package, name="bench") as host:
         host.make_lan().neighbour("alice", *NEIGHBOUR.values())
-        for name in ("inside.py", "network.py"):
-            host.copy_in(HERE / name, f"{DIRECTORY}/{name}")
+        for name in ("__init__.py", "inside.py", "network.py"):
+            host.copy_in(HERE / name, f"{DIRECTORY}/bench/{name}")
         host.run("systemctl", "start", "kvmd")
         daemon = host.show("kvmd")["MainPID"]
 
         def inside(verb: str, count: int) -> str:
-            words = ("python3", "-sB", f"{DIRECTORY}/network.py", verb, str(count), daemon)
-            return host.run(*words, timeout=600).stdout.splitlines()[-1]
+            words = ("python3", "-sB", "-m", "bench.network", verb, str(count), daemon)
+            return host.run("env", f"PYTHONPATH={DIRECTORY}", *words, timeout=600).stdout.splitlines()[-1]
 
         yield f"{package.name}, {rounds} rounds; ms: median [quartiles] maximum"
         yield f"{'first ping, cold caches':40} {'first':>32} {'with warm caches':>32}"

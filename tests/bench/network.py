@@ -1,7 +1,7 @@
 """The part of `tests/bench/run network` that runs inside the host; the last line printed is JSON.
 
-network.py mended N PID: what goes wrong, N times each: {trouble: [milliseconds, …]}
-network.py taps COUNT PID: make taps until there are COUNT, by a process that stays: see ``taps``
+python3 -m bench.network mended N PID: what goes wrong, N times each: {trouble: [milliseconds, …]}
+python3 -m bench.network taps 0 PID: see ``taps``
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
-from inside import CONFIGURATION, MANAGER, PAUSE, UPLINK, Client, Proxies, make_tap, wait_until
+from bench.inside import CONFIGURATION, MANAGER, PAUSE, UPLINK, Client, Proxies, make_tap, wait_until
 
 IDLE = 10.0  # seconds of looking on while nothing happens
 TAPS = (1, 100, 500, 1000)
@@ -125,6 +125,15 @@ def activity(daemon: int) -> tuple[float, int]:
     return ticks * 1000 / os.sysconf("SC_CLK_TCK"), switches
 
 
+def settle(daemon: int) -> None:
+    """Until what the taps have caused is done: the daemon does next to nothing for a second."""
+    before, after = 0.0, float("inf")
+    while after - before > 20:
+        before, _switches = activity(daemon)
+        time.sleep(1)
+        after, _switches = activity(daemon)
+
+
 def pss(daemon: int) -> float:
     """The daemon's proportional set size in MiB."""
     fields = (row.split() for row in Path(f"/proc/{daemon}/smaps_rollup").read_text().splitlines()[1:])
@@ -137,12 +146,14 @@ def taps(daemon: int) -> list[dict[str, object]]:
     for number in range(TAPS[-1] + 1):
         write_file(number)
     asyncio.run(reload())
-    proxies, held, rows = Proxies(UPLINK), [], []
+    proxies = Proxies(UPLINK)
+    held: list[int] = []
+    rows: list[dict[str, object]] = []
     for count in TAPS:
         while len(held) < count:
             held.append(make_tap(f"many{len(held)}"))
         proxies.wait({address for number in range(count) for address in addresses(number)}, present=True)
-        time.sleep(1)
+        settle(daemon)
         cpu, switches = activity(daemon)
         time.sleep(IDLE)
         cpu, switches = activity(daemon)[0] - cpu, activity(daemon)[1] - switches

@@ -52,16 +52,69 @@ def test_guests_come_up_at_boot_and_go_down_in_order(vm: lab.VM) -> None:
     vm.run("systemctl", "stop", "kvmd@auto", "kvmd@enabled")
 
 
+# Two more LANs: behind a VLAN of a trunk, and behind a bond whose two cables end at one switch.
+UPLINKS = """set -e
+ip netns add farm
+ip link add trunk type veth peer name trunk netns farm
+ip netns add barn
+ip link add bond0 type bond mode active-backup miimon 20
+ip -n barn link add br0 type bridge mcast_snooping 0 forward_delay 0
+for cable in a b; do
+    ip link add cable$cable type veth peer name cable$cable netns barn
+    ip link set cable$cable master bond0
+    ip -n barn link set cable$cable master br0 up
+done
+sysctl -qw net.ipv6.conf.trunk.disable_ipv6=1 net.ipv6.conf.bond0.accept_dad=0
+for netns in farm barn; do ip netns exec $netns sysctl -qw net.ipv6.conf.default.accept_dad=0; done
+ip link add link trunk name vlan7 type vlan id 7
+ip -n farm link add link trunk name eth0 type vlan id 7
+ip -n farm link set trunk up
+ip link set trunk up
+sysctl -qw net.ipv6.conf.vlan7.accept_dad=0
+for words in "farm eth0 vlan7 198.18.7" "barn br0 bond0 198.18.8"; do
+    set -- $words
+    ip -n $1 link set $2 up
+    ip -n $1 addr add $4.20/24 dev $2
+    ip -n $1 addr add 2001:db8:${4##*.}::20/64 dev $2
+    ip link set $3 up
+    ip addr add $4.10/24 dev $3
+    ip addr add 2001:db8:${4##*.}::10/64 dev $3
+done
+"""
+SHAPES = """[[network]]
+uplink = "vlan7"
+address = ["198.18.7.42", "2001:db8:7::42"]
+[[network]]
+uplink = "bond0"
+address = ["198.18.8.42", "2001:db8:8::42"]
+"""
+
+
 def test_main_job_on_the_kernel_of_the_release(vm: lab.VM) -> None:
     """In a container the kernel is the machine's, whatever that is; here it is Debian's own, and KVM runs the guest."""
     vm.make_lan(docker0=True)
     vm.lan.neighbour("alice", "192.0.2.20", "2001:db8:1::20")
+    vm.run("sh", "-c", UPLINKS)
     guests, before = Guests(vm), vm.state()
-    guests.linux("web", last=42)
+    words = " ".join(f"kvmd.addr.{n}=198.18.{n + 6}.42/24 kvmd.addr6.{n}=2001:db8:{n + 6}::42/64" for n in (1, 2))
+    guests.linux("web", last=42, cmdline=words, extra=SHAPES)
     guests.start("web")
-    for address in ("192.0.2.42", "2001:db8:1::42"):
-        vm.run("ping", "-n", "-c", "2", "-W", "3", address, netns="alice")
+    assert "/dev/vhost-net" in vm.run("sh", "-c", f"ls -l /proc/{guests.get('web', 'PID')}/fd").stdout
+    for netns, addresses in (
+        ("alice", ("192.0.2.42", "2001:db8:1::42")),
+        ("farm", ("198.18.7.42", "2001:db8:7::42")),
+        ("barn", ("198.18.8.42", "2001:db8:8::42")),
+    ):
+        for address in addresses:
+            vm.run("ping", "-n", "-c", "2", "-W", "3", address, netns=netns)
+    active = vm.read("/sys/class/net/bond0/bonding/active_slave").strip()
+    vm.run("ip", "link", "set", active, "down")
+    for address in ("198.18.8.42", "2001:db8:8::42"):
+        vm.run("ping", "-n", "-c", "3", "-W", "3", address, netns="barn")
+    vm.run("ip", "link", "set", active, "up")
     for address in ("192.0.2.20", "2001:db8:1::20", "192.0.2.10", "2001:db8:1::10", "198.51.100.1", "2001:db8:ffff::1"):
+        assert guests.type("web", f"ping {address}", "^guest: ping")["MESSAGE"] == f"guest: ping {address} ok"
+    for address in ("198.18.7.20", "2001:db8:7::20", "198.18.8.20", "2001:db8:8::20"):
         assert guests.type("web", f"ping {address}", "^guest: ping")["MESSAGE"] == f"guest: ping {address} ok"
     vm.run("systemctl", "stop", "kvmd@web")
     guests.clear()

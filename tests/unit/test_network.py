@@ -53,7 +53,6 @@ HOST = Host(
         HostRoute(ip_network("192.0.2.0/24"), 2),
         HostRoute(ip_network("::/0"), 2, ip_address("fe80::1"), 1024),
         HostRoute(ip_network("2001:db8:1::/64"), 2, None, 256),
-        HostRoute(ip_network("fe80::/64"), 2, None, 256),
     ),
     learners=(1, 2),
 )
