@@ -56,6 +56,8 @@ class Failed(LabError):
 class Machine:
     """A systemd host of its own. Subclasses say how it starts, ends, and how a command gets into it."""
 
+    slowness = 1  # all timeouts are multiplied by it
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._run: Run | None = None
@@ -130,6 +132,7 @@ class Machine:
         words = [str(word) for word in argv]
         data = input.encode() if isinstance(input, str) else input
         command = self.enter(_in_netns(netns, words))
+        timeout *= self.slowness
         try:
             done = subprocess.run(command, input=data or b"", capture_output=True, timeout=timeout, env=ENVIRONMENT)
         except subprocess.TimeoutExpired as error:
@@ -199,6 +202,7 @@ class Machine:
             text=False,
             errors=None,
         )
+        timeout *= self.slowness
         deadline = time.monotonic() + timeout
         seen: list[str] = []
         try:

@@ -20,7 +20,7 @@ from .store import CACHE, LabError, built, command, key
 HERE = Path(__file__).resolve().parent
 PORTS = 8  # commands that can run at a time
 SIZE = "6G"
-BOOT_TIMEOUT = 180.0
+BOOT_TIMEOUT = 100.0
 STOP_TIMEOUT = 180.0
 
 INIT = r"""#!/bin/busybox sh
@@ -91,6 +91,8 @@ def _make_image(release: str, lower: list[Path], path: Path) -> None:
 
 class VM(Machine):
     """A virtual machine. Its disk survives poweroff() and reboot(), and is thrown away with the VM."""
+
+    slowness = 3
 
     def __init__(
         self,
