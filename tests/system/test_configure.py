@@ -100,6 +100,7 @@ def test_a_guest_that_boots_again_is_told_again(asking: Guests) -> None:
     assert asking.wait(NAME, "^guest: DHCP bound 2001", since)
 
 
+@pytest.mark.complaints("failed while there was no kvmd")
 def test_dnsmasq_goes_with_the_guest_without_a_daemon(asking: Guests) -> None:
     host = asking.host
     asking.start(NAME)
