@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from syslog import LOG_INFO
@@ -33,6 +34,7 @@ class Event(Enum):
     FILE = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a07"
     EMULATED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a08"
     QEMU = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a09"
+    HELD_BACK = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0a"
 
 
 def encode(fields: Mapping[str, str]) -> bytes:
@@ -64,12 +66,12 @@ class Journal:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._path = path
         self._socket.connect(path)
-        self._waiters: list[asyncio.Future[None]] = []
-        self._backlog: list[bytes] = []
+        self.turn = asyncio.Lock()
+        self._backlog: deque[bytes] = deque(maxlen=BACKLOG)
         self._flusher: asyncio.Task[None] | None = None
 
     def offer(self, entry: bytes) -> bool:
-        """Hand one entry to journald; False when it is not taking any now (``writable`` says when)."""
+        """Hand one entry to journald; False when it is not taking any now."""
         try:
             self._socket.send(entry)
         except BlockingIOError:
@@ -82,20 +84,22 @@ class Journal:
             return self.offer(entry)
         return True
 
-    async def writable(self) -> None:
-        """Returns when journald takes entries again."""
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        self._waiters.append(waiter)
-        loop.add_writer(self._socket.fileno(), self._wake)
-        await waiter
+    async def put(self, entry: bytes) -> None:
+        """Returns when journald has taken the entry.
 
-    def _wake(self) -> None:
-        asyncio.get_running_loop().remove_writer(self._socket.fileno())
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        For the holder of ``turn``, who gives it back after a few entries: it goes to whoever has waited longest.
+        """
+        while not self.offer(entry):
+            await self._writable()
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(self._socket, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(self._socket)
 
     def say(self, event: Event, message: str, guest: str | None = None, priority: int = LOG_INFO) -> None:
         """Something a person should know; kept back, up to a bound, while journald takes nothing."""
@@ -106,17 +110,16 @@ class Journal:
             "SYSLOG_IDENTIFIER": "kvmd",
             **(about(guest) if guest else {}),
         }
-        if self._backlog or not self.offer(encode(fields)):
-            self._backlog = [*self._backlog, encode(fields)][-BACKLOG:]
+        entry = encode(fields)
+        if self._flusher or not self.offer(entry):
+            self._backlog.append(entry)
             if not self._flusher:
                 self._flusher = asyncio.create_task(self._flush(), name="journal backlog")
 
     async def _flush(self) -> None:
-        while self._backlog:
-            if self.offer(self._backlog[0]):
-                self._backlog.pop(0)
-            else:
-                await self.writable()
+        async with self.turn:
+            while self._backlog:
+                await self.put(self._backlog.popleft())
         self._flusher = None
 
 

@@ -131,6 +131,10 @@ class Machine:
     def serial_bytes(self) -> int:
         return self._serial.spool.taken if self._serial else 0
 
+    @property
+    def serial_pending(self) -> int:
+        return self._serial.pending if self._serial else 0
+
     async def start(self, kvm: Kvm) -> None:
         """Returns once QEMU runs and the network is applied. Raises ``KvmdError``; nothing is left over then."""
         try:

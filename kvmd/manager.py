@@ -121,6 +121,7 @@ class Manager:
             "StartTimestamp": run.started if run else 0,
             "Networks": [self._network(nic.tap, nic.mac, [str(a) for a in nic.addresses]) for nic in guest.nics],
             "SerialBytes": known.run.serial_bytes if known.run else 0,
+            "SerialPending": known.run.serial_pending if known.run else 0,
         }
 
     def _network(self, tap: str, mac: str, addresses: list[str]) -> dict[str, Variant]:

@@ -43,9 +43,13 @@ class Runtime:
             for name in FIFOS:
                 os.mkfifo(self.path / name, 0o600)
                 os.chown(self.path / name, uid, gid)
+            self.write(files)
         except OSError as error:
+            self.remove()
             raise StartFailed(f"cannot make {error.filename or self.path}: {error.strerror}") from error
-        self.write(files)
+        except StartFailed:
+            self.remove()
+            raise
 
     def write(self, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():

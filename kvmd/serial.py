@@ -13,20 +13,26 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
+import itertools
 import os
+import termios
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from syslog import LOG_NOTICE
 
-from .errors import StartFailed, Unavailable
-from .journal import Journal, about, encode, newest_first
-from .terminal import LINE, LONGEST, text
+from .errors import StartFailed
+from .journal import Event, Journal, about, encode, newest_first
+from .terminal import LINE, complete, text
 
 CHUNK = 1 << 16  # bytes moved at a time, and kept for those who attach later
-UNLOGGED = 1 << 20  # bytes the journal may be behind
+UNLOGGED = 1 << 18  # bytes the journal may be behind; the end of a guest waits for them
+BATCH = 64  # lines logged before other guests have their turn
+QUIET = 60.0  # seconds without being held back, after which it is news again
 PAUSE = 1.0  # seconds after which text without a line ending is logged
 COALESCE = 0.005  # seconds
-PATIENCE = 10.0  # seconds that the last lines of a dead guest may take
 TAIL = 20  # lines
 PAGE = 4096
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -42,8 +48,8 @@ def open_fifo(path: Path) -> int:
 class Spool:
     """What a guest has written so far: from a FIFO into a file, the end of which can be read again."""
 
-    def __init__(self, fifo: Path, file: Path) -> None:
-        """Raises ``StartFailed``."""
+    def __init__(self, fifo: Path, file: Path, held_back: Callable[[str], None]) -> None:
+        """``held_back`` is called, with the reason, when the spool takes no more for now. Raises ``StartFailed``."""
         try:
             self.fifo = open_fifo(fifo)
             self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -54,6 +60,8 @@ class Spool:
         self.done = self.start  # up to here nobody needs it for its content
         self._followers: set[asyncio.Event] = set()
         self._room = asyncio.Event()
+        self._held_back = held_back
+        self._path = file
         self.ended = False
 
     def _first_data(self) -> int:
@@ -66,6 +74,8 @@ class Spool:
         """Take what the guest writes, until cancelled."""
         while True:
             await self._readable()
+            if self.taken - self.done >= UNLOGGED:
+                self._held_back("it prints faster than the journal takes it")
             while self.taken - self.done >= UNLOGGED:
                 self._room.clear()
                 await self._room.wait()
@@ -86,18 +96,26 @@ class Spool:
         """Move some bytes from the FIFO to the file; how many."""
         try:
             count = os.splice(self.fifo, self._file, CHUNK, offset_dst=self.taken)
+        except BlockingIOError:
+            return 0
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ENOSPC):
-                return 0
-            raise
+            if error.errno != errno.ENOSPC:
+                raise
+            if self._punch(self.done):
+                return self.take()
+            self._held_back(f"cannot write {self._path}: {error.strerror}")
+            return 0
         self.taken += count
         self._wake()
         return count
 
+    @property
+    def behind(self) -> bool:
+        """Whether the guest has written more than was taken."""
+        return fcntl.ioctl(self.fifo, termios.FIONREAD, bytes(4)) != bytes(4)
+
     def end(self) -> None:
-        """The guest is dead: take the rest; those who follow learn that no more comes."""
-        while self.take():
-            pass
+        """No more comes; those who follow learn it."""
         self.ended = True
         self._wake()
 
@@ -122,11 +140,18 @@ class Spool:
         """What is before ``position`` is needed for scrolling back only: give the memory back but for the last bit."""
         self.done = position
         self._room.set()
-        end = (position - CHUNK) // PAGE * PAGE
-        if end - self.start >= CHUNK:
-            flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-            _libc.fallocate(self._file, flags, ctypes.c_long(self.start), ctypes.c_long(end - self.start))
-            self.start = end
+        if position - CHUNK - self.start >= CHUNK:
+            self._punch(position - CHUNK)
+
+    def _punch(self, position: int) -> bool:
+        """Give the memory of what is before ``position`` back; whether there was any."""
+        end = position // PAGE * PAGE
+        if end <= self.start:
+            return False
+        flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        _libc.fallocate(self._file, flags, ctypes.c_long(self.start), ctypes.c_long(end - self.start))
+        self.start = end
+        return True
 
     def close(self) -> None:
         os.close(self.fifo)
@@ -147,7 +172,7 @@ class SerialLog:
         heard: Callable[[str], None] = lambda line: None,
     ) -> None:
         """``heard`` is called with the text of each line, also where ``log`` is false. Raises ``StartFailed``."""
-        self.spool = Spool(directory / f"{stream}.out", directory / f"{stream}.spool")
+        self.spool = Spool(directory / f"{stream}.out", directory / f"{stream}.spool", self._say_held_back)
         self._guest = guest
         self._stream = stream
         self._journal = journal
@@ -155,6 +180,7 @@ class SerialLog:
         self._heard = heard
         self._header = b""
         self._logged = self.spool.start
+        self._last_held_back = -QUIET
         self._tasks: list[asyncio.Task[None]] = []
         self.tail: deque[str] = deque(maxlen=TAIL)
 
@@ -180,50 +206,59 @@ class SerialLog:
                     async with asyncio.timeout(PAUSE if unfinished else None):
                         await more.wait()
                 except TimeoutError:
-                    await self._log_lines(partial=True)
+                    await self._log_lines(partial=not self.spool.behind)
 
     async def finish(self) -> None:
-        """Log everything there is, also an unfinished line: the guest is dead.
-
-        Raises ``Unavailable`` where journald takes nothing any more: a stop must end.
-        """
+        """Log everything there is, also an unfinished line: the guest is dead."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._log_lines()
+        while self.spool.take():
+            await self._log_lines()
         self.spool.end()
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._log_lines(partial=True)
-        except TimeoutError as error:
-            rest = self.spool.taken - self._logged
-            raise Unavailable(f"journald takes nothing, {rest} bytes of its output are not logged") from error
+        await self._log_lines(partial=True)
 
     async def _log_lines(self, *, partial: bool = False) -> None:
-        """Log each finished line; with ``partial`` the unfinished one too."""
+        """Log each finished line; with ``partial`` the unfinished one too, unless it goes on meanwhile."""
+        cut = self.spool.taken if partial else None
         while self._logged < self.spool.taken:
             before = self._logged
-            for line in LINE.findall(self.spool.read(self._logged)):
-                if not (line.endswith(b"\n") or len(line) == LONGEST or partial):
-                    break
-                await self._send(line)
-            self.spool.forget(self._logged)
+            data = self.spool.read(before)
+            lines = iter(LINE.findall(data))
+            if before + len(data) != cut:
+                lines = itertools.takewhile(complete, lines)
+            while batch := list(itertools.islice(lines, BATCH)):
+                await self._send(batch)
             if self._logged == before:
                 break
 
-    async def _send(self, line: bytes) -> None:
-        message = text(line)
-        if self._log:
-            position = b"KVMD_OFFSET=%d\nKVMD_LENGTH=%d\n" % (self._logged, len(line))
-            entry = b"%s%sMESSAGE=%s\n" % (self._header, position, message.encode())
-            while not self._journal.offer(entry):
-                await self._journal.writable()
-        self._logged += len(line)
-        self.tail.append(message)
-        self._heard(message)
+    async def _send(self, lines: Sequence[bytes]) -> None:
+        async with self._journal.turn if self._log else contextlib.nullcontext():
+            for line in lines:
+                message = text(line)
+                if self._log:
+                    position = b"KVMD_OFFSET=%d\nKVMD_LENGTH=%d\n" % (self._logged, len(line))
+                    await self._journal.put(b"%s%sMESSAGE=%s\n" % (self._header, position, message.encode()))
+                self._logged += len(line)
+                self.tail.append(message)
+                self._heard(message)
+        self.spool.forget(self._logged)
+        await asyncio.sleep(0)  # journald may be fast enough for this never to wait
+
+    @property
+    def pending(self) -> int:
+        """Bytes taken from the guest that are not in the journal yet."""
+        return self.spool.taken - self._logged
+
+    def _say_held_back(self, reason: str) -> None:
+        now = time.monotonic()
+        if now - self._last_held_back >= QUIET:
+            what = f"Guest {self._guest} is held back, {self.pending >> 10} KiB of its output wait: {reason}"
+            self._journal.say(Event.HELD_BACK, f"{what} (nothing is lost)", self._guest, LOG_NOTICE)
+        self._last_held_back = now
 
     async def close(self) -> None:
         """``finish``, and let go."""
-        try:
-            await self.finish()
-        finally:
-            self.spool.close()
+        await self.finish()
+        self.spool.close()

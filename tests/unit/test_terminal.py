@@ -1,6 +1,6 @@
 import pytest
 
-from kvmd.terminal import LINE, LONGEST, text
+from kvmd.terminal import LINE, LONGEST, complete, text
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,12 @@ def test_lines_lose_nothing() -> None:
     pieces = LINE.findall(raw)
     assert b"".join(pieces) == raw
     assert max(map(len, pieces)) <= LONGEST
+
+
+def test_long_lines_are_cut_between_characters() -> None:
+    for start in (b"", b"x", b"xx"):
+        pieces = LINE.findall(start + "€".encode() * LONGEST + b"\n")
+        assert all(complete(piece) for piece in pieces)
+        assert "\ufffd" not in "".join(map(text, pieces))
+    assert [len(piece) for piece in LINE.findall(b"\x80" * (LONGEST + 1))] == [LONGEST, 1]
+    assert not complete(b"login: ")
