@@ -314,16 +314,17 @@ class Machine:
             log.start(invocation, resume=resume)
 
     def _recall(self, invocation: str) -> None:
-        """Whether the guest has said that it is ready in an earlier daemon's time."""
-        pattern = self.guest.serial.ready
-        logged = newest_first(KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial") if pattern else ()
-        if pattern is None or any(pattern.search(str(entry["MESSAGE"])) for entry in logged):
+        """Whether the guest has said that it is ready in an earlier daemon's time, perhaps as its very last line."""
+        if self.guest.serial.ready is None or self._runtime.ready():
             self.ready.set()
+        elif newest := next(newest_first(KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial"), None):
+            self._hear(str(newest["MESSAGE"]))
 
     def _hear(self, line: str) -> None:
         """The guest is ready when it says so."""
         pattern = self.guest.serial.ready
         if pattern and not self.ready.is_set() and pattern.search(line):
+            self._runtime.note_ready()
             self._become_ready()
 
     def _become_ready(self) -> None:

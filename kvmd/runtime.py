@@ -2,6 +2,7 @@
 
 guest.toml kvmd.conf    the files as they were when the guest was started
 pid stop_timeout        for kvmd@NAME.service and its stop helper
+ready                   there once the guest has said so
 qmp qmp.spare           monitor sockets, of the daemon and of the stop helper
 serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
 *.spool                 what was taken from them, and perhaps not logged yet
@@ -9,6 +10,7 @@ serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -90,6 +92,14 @@ class Runtime:
             return (self.path / "invocation").read_text()
         except OSError:
             return ""
+
+    def note_ready(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.path / "ready").touch()
+
+    def ready(self) -> bool:
+        """Whether the guest has printed that it is ready."""
+        return (self.path / "ready").exists()
 
     def started(self) -> int:
         """Microseconds since the epoch."""

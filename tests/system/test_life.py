@@ -225,6 +225,23 @@ def test_disk_is_created_and_kept(guests: Guests) -> None:
     guests.host.run("rm", "/var/lib/kvmd/images/count.qcow2", "/var/lib/kvmd/images/overlay.qcow2")
 
 
+@pytest.mark.complaints("could not be started")
+def test_no_room_for_a_disk(guests: Guests) -> None:
+    images = "/var/lib/kvmd/images"
+    guests.host.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", images)
+    try:
+        assert "No space left" in guests.host.run("dd", "if=/dev/zero", f"of={images}/filler", check=False).stderr
+        guests.write("full", 'memory = "32M"\n[[disk]]\npath = "full.qcow2"\nsize = "1G"\n')
+        assert guests.host.run("systemctl", "start", "kvmd@full", check=False).returncode == 1
+        reasons = [line for line in guests.status("full").splitlines() if f"{images}/full.qcow2" in line]
+        assert reasons
+        assert "No space left on device" in reasons[-1]
+        assert guests.host.run("ls", "-A", images).stdout.split() == ["filler"]
+        print(reasons[-1])
+    finally:
+        guests.host.run("umount", images)
+
+
 def test_pause_reset_restart_and_needs_restart(guests: Guests) -> None:
     guests.linux("steer")
     assert guests.call("StartGuest", "s", "steer") == ["/org/kvmd1/guest/steer"]
