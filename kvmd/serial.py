@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from syslog import LOG_NOTICE
 
-from .errors import StartFailed
+from .errors import StartFailed, Unavailable
 from .journal import Event, Journal, about, encode, newest_first
 from .terminal import LINE, complete, text
 
@@ -33,6 +33,7 @@ BATCH = 64  # lines logged before other guests have their turn
 QUIET = 60.0  # seconds without being held back, after which it is news again
 PAUSE = 1.0  # seconds after which text without a line ending is logged
 COALESCE = 0.005  # seconds
+PATIENCE = 10.0  # seconds that journald may let the last lines of a dead guest wait
 TAIL = 20  # lines
 PAGE = 4096
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -181,6 +182,7 @@ class SerialLog:
         self._header = b""
         self._logged = self.spool.start
         self._last_held_back = -QUIET
+        self._patience: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.tail: deque[str] = deque(maxlen=TAIL)
 
@@ -209,15 +211,23 @@ class SerialLog:
                     await self._log_lines(partial=not self.spool.behind)
 
     async def finish(self) -> None:
-        """Log everything there is, also an unfinished line: the guest is dead."""
+        """Log everything there is, also an unfinished line: the guest is dead.
+
+        Raises ``Unavailable`` where journald takes nothing any more: a stop must end.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._log_lines()
-        while self.spool.take():
+        self._patience = PATIENCE
+        try:
             await self._log_lines()
-        self.spool.end()
-        await self._log_lines(partial=True)
+            while self.spool.take():
+                await self._log_lines()
+            self.spool.end()
+            await self._log_lines(partial=True)
+        except TimeoutError as error:
+            self.spool.end()
+            raise Unavailable(f"journald takes nothing, {self.pending} bytes of its output are not logged") from error
 
     async def _log_lines(self, *, partial: bool = False) -> None:
         """Log each finished line; with ``partial`` the unfinished one too, unless it goes on meanwhile."""
@@ -234,7 +244,8 @@ class SerialLog:
                 break
 
     async def _send(self, lines: Sequence[bytes]) -> None:
-        async with self._journal.turn if self._log else contextlib.nullcontext():
+        turn = self._journal.turn if self._log else contextlib.nullcontext()
+        async with asyncio.timeout(self._patience), turn:
             for line in lines:
                 message = text(line)
                 if self._log:
@@ -260,5 +271,7 @@ class SerialLog:
 
     async def close(self) -> None:
         """``finish``, and let go."""
-        await self.finish()
-        self.spool.close()
+        try:
+            await self.finish()
+        finally:
+            self.spool.close()

@@ -56,6 +56,7 @@ def test_a_start_is_complete_when_the_guest_is_ready(guests: Guests) -> None:
     guests.host.run("systemctl", "start", "kvmd@db")
     assert guests.get("db", "Ready") is True
     assert [entry for entry in guests.serial("db") if entry["MESSAGE"] == "guest: ready db"]
+    guests.type("db", "flood 100", "^flood 00000100")
     guests.host.run("systemctl", "restart", "kvmd")
     assert guests.get("db", "Ready") is True
 

@@ -177,6 +177,24 @@ def test_journald_stalls(guests: Guests) -> None:
     ]
 
 
+@pytest.mark.complaints("Guest given left something over: journald takes nothing", "timed out")
+def test_a_stop_does_not_wait_for_a_dead_journald(guests: Guests) -> None:
+    guests.linux("given")
+    guests.start("given")
+    since = guests.host.cursor()
+    guests.host.run("systemctl", "kill", "--signal=STOP", "systemd-journald")
+    try:
+        guests.host.run("sh", "-c", "echo 'flood 20000' > /run/kvmd/given/serial.in")
+        wait_until_pending(guests, "given", 240 << 10)
+        guests.guest("given", "Terminate")
+    finally:
+        guests.host.run("systemctl", "kill", "--signal=CONT", "systemd-journald")
+    left = guests.host.wait_journal("KVMD_GUEST=given", message="left something over", since=since)["MESSAGE"]
+    assert (match := re.search(r"(\d+) bytes of its output are not logged", left))
+    logged = sum(int(entry["KVMD_LENGTH"]) for entry in guests.serial("given"))
+    assert logged + int(match[1]) == guests.get("given", "SerialBytes")
+
+
 def test_a_flood_keeps_nobody_waiting(guests: Guests) -> None:
     """Three guests print endlessly; another one's line is in the journal at once, and D-Bus calls are answered."""
     guests.host.write(ROM, lab.guests.rom(2**32 - 1))
