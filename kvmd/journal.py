@@ -71,7 +71,7 @@ class Journal:
         self._flusher: asyncio.Task[None] | None = None
 
     def offer(self, entry: bytes) -> bool:
-        """Hand one entry to journald; False when it is not taking any now."""
+        """Hand one entry to journald; False when it is not taking any now (``writable`` says when)."""
         try:
             self._socket.send(entry)
         except BlockingIOError:
@@ -84,15 +84,11 @@ class Journal:
             return self.offer(entry)
         return True
 
-    async def put(self, entry: bytes) -> None:
-        """Returns when journald has taken the entry.
+    async def writable(self) -> None:
+        """Returns when journald takes entries again.
 
         For the holder of ``turn``, who gives it back after a few entries: it goes to whoever has waited longest.
         """
-        while not self.offer(entry):
-            await self._writable()
-
-    async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
         writable = asyncio.Event()
         loop.add_writer(self._socket, writable.set)
@@ -119,7 +115,10 @@ class Journal:
     async def _flush(self) -> None:
         async with self.turn:
             while self._backlog:
-                await self.put(self._backlog.popleft())
+                if self.offer(self._backlog[0]):
+                    self._backlog.popleft()
+                else:
+                    await self.writable()
         self._flusher = None
 
 

@@ -133,7 +133,7 @@ class Machine:
 
     @property
     def serial_pending(self) -> int:
-        return self._serial.pending if self._serial else 0
+        return self._serial.spool.pending if self._serial else 0
 
     async def start(self, kvm: Kvm) -> None:
         """Returns once QEMU runs and the network is applied. Raises ``KvmdError``; nothing is left over then."""

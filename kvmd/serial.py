@@ -58,7 +58,7 @@ class Spool:
             raise StartFailed(f"cannot open {error.filename}: {error.strerror}") from error
         self.taken = os.lseek(self._file, 0, os.SEEK_END)
         self.start = self._first_data()
-        self.done = self.start  # up to here nobody needs it for its content
+        self.done = self.start  # up to here it is logged, or need not be
         self._followers: set[asyncio.Event] = set()
         self._room = asyncio.Event()
         self._held_back = held_back
@@ -75,14 +75,19 @@ class Spool:
         """Take what the guest writes, until cancelled."""
         while True:
             await self._readable()
-            if self.taken - self.done >= UNLOGGED:
+            if self.pending >= UNLOGGED:
                 self._held_back("it prints faster than the journal takes it")
-            while self.taken - self.done >= UNLOGGED:
+            while self.pending >= UNLOGGED:
                 self._room.clear()
                 await self._room.wait()
             # A guest writes byte by byte: gather for a moment, lest each byte wake us. A full disk tells nobody when
             # it has room again.
             await asyncio.sleep(COALESCE if self.take() else PAUSE)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that are not done."""
+        return self.taken - self.done
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -137,12 +142,11 @@ class Spool:
     def read(self, position: int) -> bytes:
         return os.pread(self._file, CHUNK, position)
 
-    def forget(self, position: int) -> None:
-        """What is before ``position`` is needed for scrolling back only: give the memory back but for the last bit."""
-        self.done = position
+    def forget(self) -> None:
+        """What is done is needed for scrolling back only: give the memory back but for the last bit."""
         self._room.set()
-        if position - CHUNK - self.start >= CHUNK:
-            self._punch(position - CHUNK)
+        if self.done - CHUNK - self.start >= CHUNK:
+            self._punch(self.done - CHUNK)
 
     def _punch(self, position: int) -> bool:
         """Give the memory of what is before ``position`` back; whether there was any."""
@@ -180,7 +184,6 @@ class SerialLog:
         self._log = log
         self._heard = heard
         self._header = b""
-        self._logged = self.spool.start
         self._last_held_back = -QUIET
         self._patience: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -194,7 +197,7 @@ class SerialLog:
             matches = {"KVMD_GUEST": self._guest, "KVMD_STREAM": self._stream, "KVMD_INVOCATION_ID": invocation}
             newest = next(newest_first(**matches), None)
             if newest:
-                self._logged = max(self._logged, int(newest["KVMD_OFFSET"]) + int(newest["KVMD_LENGTH"]))
+                self.spool.done = max(self.spool.done, int(newest["KVMD_OFFSET"]) + int(newest["KVMD_LENGTH"]))
         for what, task in (("spool", self.spool.run()), ("log", self._run())):
             self._tasks.append(asyncio.create_task(task, name=f"{what} of {self._guest}'s {self._stream}"))
 
@@ -203,7 +206,7 @@ class SerialLog:
             while True:
                 more.clear()
                 await self._log_lines()
-                unfinished = self._logged < self.spool.taken
+                unfinished = self.spool.done < self.spool.taken
                 try:  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation
                     async with asyncio.timeout(PAUSE if unfinished else None):
                         await more.wait()
@@ -227,20 +230,23 @@ class SerialLog:
             await self._log_lines(partial=True)
         except TimeoutError as error:
             self.spool.end()
-            raise Unavailable(f"journald takes nothing, {self.pending} bytes of its output are not logged") from error
+            raise Unavailable(
+                f"journald takes nothing, {self.spool.pending} bytes of its output are not logged"
+            ) from error
 
     async def _log_lines(self, *, partial: bool = False) -> None:
         """Log each finished line; with ``partial`` the unfinished one too, unless it goes on meanwhile."""
         cut = self.spool.taken if partial else None
-        while self._logged < self.spool.taken:
-            before = self._logged
+        while self.spool.done < self.spool.taken:
+            before = self.spool.done
             data = self.spool.read(before)
             lines = iter(LINE.findall(data))
             if before + len(data) != cut:
                 lines = itertools.takewhile(complete, lines)
             while batch := list(itertools.islice(lines, BATCH)):
                 await self._send(batch)
-            if self._logged == before:
+            self.spool.forget()
+            if self.spool.done == before:
                 break
 
     async def _send(self, lines: Sequence[bytes]) -> None:
@@ -249,23 +255,19 @@ class SerialLog:
             for line in lines:
                 message = text(line)
                 if self._log:
-                    position = b"KVMD_OFFSET=%d\nKVMD_LENGTH=%d\n" % (self._logged, len(line))
-                    await self._journal.put(b"%s%sMESSAGE=%s\n" % (self._header, position, message.encode()))
-                self._logged += len(line)
+                    position = b"KVMD_OFFSET=%d\nKVMD_LENGTH=%d\n" % (self.spool.done, len(line))
+                    entry = b"%s%sMESSAGE=%s\n" % (self._header, position, message.encode())
+                    while not self._journal.offer(entry):
+                        await self._journal.writable()
+                self.spool.done += len(line)
                 self.tail.append(message)
                 self._heard(message)
-        self.spool.forget(self._logged)
         await asyncio.sleep(0)  # journald may be fast enough for this never to wait
-
-    @property
-    def pending(self) -> int:
-        """Bytes taken from the guest that are not in the journal yet."""
-        return self.spool.taken - self._logged
 
     def _say_held_back(self, reason: str) -> None:
         now = time.monotonic()
         if now - self._last_held_back >= QUIET:
-            what = f"Guest {self._guest} is held back, {self.pending >> 10} KiB of its output wait: {reason}"
+            what = f"Guest {self._guest} is held back, {self.spool.pending >> 10} KiB of its output wait: {reason}"
             self._journal.say(Event.HELD_BACK, f"{what} (nothing is lost)", self._guest, LOG_NOTICE)
         self._last_held_back = now
 

@@ -159,7 +159,7 @@ def test_journald_stalls(guests: Guests) -> None:
     guests.host.run("systemctl", "kill", "--signal=STOP", "systemd-journald")
     try:
         guests.host.run("sh", "-c", "echo 'flood 20000' > /run/kvmd/stall/serial.in")
-        wait_until_pending(guests, "stall", 240 << 10)
+        wait_until_pending(guests, "stall", 256 << 10)
         spooled = int(guests.host.run("du", "-k", "/run/kvmd/stall/serial.spool").stdout.split()[0])
         ended = guests.host.popen("busctl", "call", "org.kvmd1", "/org/kvmd1/guest/stall", "org.kvmd1.Guest", "Stop")
         guests.host.run("tail", f"--pid={guests.get('stall', 'PID')}", "-f", "/dev/null")
@@ -168,7 +168,7 @@ def test_journald_stalls(guests: Guests) -> None:
     assert ended.wait(timeout=60) == 0
     assert spooled < 512
     found = numbers(assert_complete(guests, "stall"))
-    assert len(found) > 5000
+    assert len(found) > 3500
     assert found == list(range(1, len(found) + 1))
     notices = guests.host.journal(HELD_BACK, "KVMD_GUEST=stall", since=since)
     assert [re.sub(r"\d+", "N", notice["MESSAGE"]) for notice in notices] == [
@@ -185,7 +185,7 @@ def test_a_stop_does_not_wait_for_a_dead_journald(guests: Guests) -> None:
     guests.host.run("systemctl", "kill", "--signal=STOP", "systemd-journald")
     try:
         guests.host.run("sh", "-c", "echo 'flood 20000' > /run/kvmd/given/serial.in")
-        wait_until_pending(guests, "given", 240 << 10)
+        wait_until_pending(guests, "given", 256 << 10)
         guests.guest("given", "Terminate")
     finally:
         guests.host.run("systemctl", "kill", "--signal=CONT", "systemd-journald")
@@ -214,7 +214,7 @@ def test_a_flood_keeps_nobody_waiting(guests: Guests) -> None:
         flood.kill()
         flood.wait()
     print(f"lines {max(lines):.3f} s, calls {max(calls):.3f} s at most")
-    assert max(lines) < 0.7
+    assert max(lines) < 1
     assert max(calls) < 0.2
     assert pending > 128 << 10
     assert len(guests.host.journal(HELD_BACK, since=since)) == 3
