@@ -89,7 +89,8 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         if not self.ended.is_set():
-            signal.pidfd_send_signal(self.fd, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the loop is about to hear of it
+                signal.pidfd_send_signal(self.fd, number)
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self.fd)
