@@ -147,7 +147,7 @@ class ManagerObject:
         return [[name, state, guest_path(name)] for name, state in self._manager.states()]
 
     async def Reload(self) -> None:
-        self._manager.reload()
+        await self._manager.reload()
 
     async def LaunchUnit(self, name: str) -> None:
         await self._manager.launch_unit(name)

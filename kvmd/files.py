@@ -28,7 +28,7 @@ def read(path: Path) -> bytes | None:
 class Watch:
     """Calls ``changed`` once for all that has happened to the files in ``directory`` since the last turn."""
 
-    def __init__(self, directory: Path, changed: Callable[[], None]) -> None:
+    def __init__(self, directory: Path, changed: Callable[[], object]) -> None:
         """Raises ``OSError`` where there is no such directory."""
         self._changed = changed
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)

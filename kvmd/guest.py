@@ -117,7 +117,7 @@ class Guest:
     cdroms: tuple[Cdrom, ...] = ()
     nics: tuple[Nic, ...] = ()
     serial: Serial = field(default_factory=Serial)
-    limits: tuple[Limit, ...] = ()
+    limits: Mapping[str, Limit] = field(default_factory=dict)
     qemu_args: tuple[str, ...] = ()
 
     @property

@@ -241,7 +241,7 @@ def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:
         cdroms=tuple(Cdrom(**{"path": Path(), **_given(cdrom)}) for cdrom in values["cdrom"]),
         nics=tuple(_nic(name, position, _given(nic), host) for position, nic in enumerate(values["network"])),
         serial=Serial(**_given(values["serial"])),
-        limits=tuple(_given(values["limits"]).values()),
+        limits=_given(values["limits"]),
         qemu_args=values["qemu"].get("args") or (),
     )
 

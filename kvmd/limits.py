@@ -1,7 +1,8 @@
 """``[limits]``: systemd.resource-control(5) settings as StartTransientUnit wants them.
 
-What systemd 252 and later take of a scope; the conversions are those of ``systemctl set-property``
-(src/shared/bus-unit-util.c). Values may be strings as in a unit file, or what TOML has for them.
+What systemd takes of a scope and what concerns a single QEMU in it: nothing below its cgroup, no BPF programs. MemoryZ…
+and StartupMemory… are younger than systemd 252, which refuses them. The conversions are those of ``systemctl
+set-property`` (src/shared/bus-unit-util.c). Values may be strings as in a unit file, or what TOML has for them.
 """
 
 from __future__ import annotations
@@ -190,7 +191,8 @@ def _table(*rows: tuple[Convert, str]) -> Mapping[str, Callable[[object], Limit]
 
 
 LIMITS = _table(
-    (_memory, "MemoryMin MemoryLow MemoryHigh MemoryMax MemorySwapMax"),
+    (_memory, "MemoryMin MemoryLow MemoryHigh MemoryMax MemorySwapMax MemoryZSwapMax"),
+    (_memory, "StartupMemoryLow StartupMemoryHigh StartupMemoryMax StartupMemorySwapMax StartupMemoryZSwapMax"),
     (_tasks, "TasksMax"),
     (_quota, "CPUQuota"),
     (_period, "CPUQuotaPeriodSec"),
@@ -201,7 +203,7 @@ LIMITS = _table(
     (partial(_per_device, partial(_bytes, base=1000)), "IOReadIOPSMax IOWriteIOPSMax"),
     (partial(_per_device, _microseconds), "IODeviceLatencyTargetSec"),
     (_cpus, "AllowedCPUs StartupAllowedCPUs AllowedMemoryNodes StartupAllowedMemoryNodes"),
-    (_boolean, "CPUAccounting MemoryAccounting IOAccounting TasksAccounting IPAccounting"),
+    (_boolean, "CPUAccounting MemoryAccounting IOAccounting TasksAccounting IPAccounting MemoryZSwapWriteback"),
     (_networks, "IPAddressAllow IPAddressDeny"),
     (_devices, "DeviceAllow"),
     (partial(_one_of, ("auto", "closed", "strict")), "DevicePolicy"),

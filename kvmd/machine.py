@@ -169,8 +169,10 @@ class Machine:
         self._own_process(undo, process)
         try:
             await self._host.systemd.start_transient(self.guest.scope, scope.properties(self.guest, process.pid))
-        except BaseException:
+        except BaseException as error:
             give_up()
+            if isinstance(error, StartFailed):
+                raise StartFailed(scope.blame(self.guest, str(error))) from error
             raise
         release()
         self.released.set()
@@ -496,9 +498,10 @@ class Machine:
 
     async def set_limits(self, guest: Guest, snapshot: Mapping[str, bytes]) -> None:
         """Go on as ``guest``, which differs in its limits only. Raises ``KvmdError``."""
-        await self._host.systemd.set_properties(
-            self.guest.scope, [(limit.property, limit.signature, limit.value) for limit in guest.limits]
-        )
+        try:
+            await self._host.systemd.set_properties(guest.scope, scope.changed_limits(guest))
+        except KvmdError as error:
+            raise Unavailable(scope.blame(guest, f"systemd refused it: {error}")) from error
         self.guest = guest
         self._runtime.write(snapshot)
 

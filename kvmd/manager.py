@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -335,22 +335,25 @@ class Manager:
 
     # files
 
-    def reload(self) -> None:
-        """Read the guest files again; what runs stays as it was started."""
+    def reload(self) -> Awaitable[object]:
+        """Read the guest files again; what runs stays as it was started, but for its limits: wait for these."""
         before = self._said_to_systemd()
         names = self._read_files()
         self._declare()
         if self._said_to_systemd() != before:
             self._background(self._systemd.reload(), "daemon-reload")
-        for known in self._known.values():
-            if known.guest and known.run and known.on and known.guest.limits != known.run.guest.limits:
-                self._background(self._set_limits(known, known.guest, known.run), f"limits of {known.name}")
+        limits = [
+            self._background(self._set_limits(known, known.guest, known.run), f"limits of {known.name}")
+            for known in self._known.values()
+            if known.guest and known.run and known.on and known.guest.limits != known.run.guest.limits
+        ]
         for name in (*names, None):
             self.changed(name)
+        return asyncio.gather(*limits)
 
     async def _set_limits(self, known: Known, guest: Guest, run: Machine) -> None:
         """New limits hold at once, where nothing else has changed and none was taken away."""
-        kept = {limit.property for limit in run.guest.limits} <= {limit.property for limit in guest.limits}
+        kept = run.guest.limits.keys() <= guest.limits.keys()
         if not kept or replace(guest, limits=run.guest.limits) != run.guest:
             return
         try:

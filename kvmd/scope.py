@@ -26,8 +26,24 @@ def properties(guest: Guest, pid: int) -> list[tuple[str, str, object]]:
         ("RefuseManualStop", "b", True),
         ("TimeoutStopUSec", "t", round((guest.stop_timeout + STOP_MARGIN) * 1_000_000)),
         ("CollectMode", "s", "inactive"),
-        *((limit.property, limit.signature, limit.value) for limit in guest.limits),
+        *((limit.property, limit.signature, limit.value) for limit in guest.limits.values()),
     ]
+
+
+def changed_limits(guest: Guest) -> list[tuple[str, str, object]]:
+    """What SetUnitProperties is told. To a list systemd adds; an empty one clears it."""
+    return [
+        (limit.property, limit.signature, value)
+        for limit in guest.limits.values()
+        for value in ([[], limit.value] if limit.signature.startswith("a(") else [limit.value])
+    ]
+
+
+def blame(guest: Guest, refusal: str) -> str:
+    """systemd's refusal, with the key of ``[limits]`` whose property it names."""
+    named = set(re.findall(r"\w+", refusal))
+    keys = [f"limits.{key}: " for key, limit in guest.limits.items() if limit.property in named]
+    return "".join(keys[:1]) + refusal
 
 
 def guest_name(scope: str) -> str:

@@ -37,6 +37,8 @@ def problems(text: str | bytes, defaults: str = "") -> list[str]:
 
 def describe(thing: Any, name: str) -> list[str]:
     """What differs from a guest that says nothing, a line each."""
+    if isinstance(thing, dict):
+        return [line for key, item in thing.items() for line in describe(item, f"{name}[{key}]")]
     if isinstance(thing, tuple) and any(is_dataclass(item) for item in thing):
         return [line for number, item in enumerate(thing) for line in describe(item, f"{name}[{number}]")]
     if not is_dataclass(thing):
@@ -110,7 +112,7 @@ def test_defaults_lie_underneath() -> None:
     assert (web.memory, web.cpus) == (2 << 30, 2)
     assert [(disk.format, disk.bus) for disk in web.disks] == [("raw", "scsi"), ("raw", "nvme")]
     assert web.nics[0].uplink == "lan0"
-    assert [(limit.property, limit.value) for limit in web.limits] == [("TasksMax", 64), ("CPUWeight", 20)]
+    assert [(limit.property, limit.value) for limit in web.limits.values()] == [("TasksMax", 64), ("CPUWeight", 20)]
     assert web.boot.order == ("network",)
     assert web.boot.cmdline == ""  # of no use without a kernel
     assert guest('boot.kernel = "k"', defaults=defaults).boot.cmdline == "quiet"

@@ -30,7 +30,7 @@ def test_properties() -> None:
 
 
 def test_limits_come_last() -> None:
-    guest = Guest("web", GUEST.file, GUEST.uuid, limits=(Limit("MemoryMax", "t", 1 << 30),))
+    guest = Guest("web", GUEST.file, GUEST.uuid, limits={"MemoryMax": Limit("MemoryMax", "t", 1 << 30)})
     assert scope.properties(guest, 1)[-1] == ("MemoryMax", "t", 1 << 30)
 
 
