@@ -122,17 +122,52 @@ def test_main_job_on_the_kernel_of_the_release(vm: lab.VM) -> None:
     assert not changed, "\n".join(changed)
 
 
+def test_the_module_of_kvm_is_loaded(vm: lab.VM) -> None:
+    module = next(line.split()[0] for line in vm.read("/proc/modules").splitlines() if line.startswith("kvm_"))
+    vm.run("modprobe", "-r", module)
+    vm.run("systemctl", "restart", "kvmd")
+    assert manager(vm, "Accelerator") == "kvm"
+
+
+def test_a_disk_may_be_a_block_device(vm: lab.VM) -> None:
+    guests = Guests(vm)
+    vm.run("truncate", "-s", "16M", "/var/tmp/disk")
+    device = vm.run("losetup", "--find", "--show", "/var/tmp/disk").stdout.strip()
+    disk = f'[[disk]]\npath = "{device}"\nformat = "raw"\n'
+    guests.linux("block", last=43, cmdline="kvmd.disk=1", extra=disk)  # with a NIC: vhost-net must open, too
+    guests.start("block", ready=False)
+    assert guests.wait("block", "guest: disk", timeout=90)["MESSAGE"] == "guest: disk boots=1 stops=0"
+    assert "/dev/vhost-net" in vm.run("ls", "-l", f"/proc/{guests.get('block', 'PID')}/fd").stdout
+    guests.clear()
+    vm.run("losetup", "-d", device)
+    vm.run("rm", "/var/tmp/disk")
+
+
 def test_limits_hold(vm: lab.VM) -> None:
     guests = Guests(vm)
-    guests.linux("limited", extra='[limits]\nMemoryMax = "400M"\nCPUQuota = "50%"\nTasksMax = 64\n')
+    limits = '[limits]\nCPUQuota = "50%"\nTasksMax = 64\nMemoryMax = '
+    guests.linux("limited", extra=f'{limits}"400M"\n')
     vm.write("/etc/systemd/system/kvmd-.scope.d/weight.conf", "[Scope]\nCPUWeight=50\n")
     vm.run("systemctl", "daemon-reload")
     guests.start("limited", ready=False)
     cgroup = Path("/sys/fs/cgroup/machine.slice/kvmd-limited.scope")
-    values = [vm.read(cgroup / name).strip() for name in ("memory.max", "cpu.max", "pids.max", "cpu.weight")]
-    assert values == [str(400 << 20), "50000 100000", "64", "50"]
+
+    def read(*names: str) -> list[str]:
+        return [vm.read(cgroup / name).strip() for name in names]
+
+    assert read("memory.max", "cpu.max", "pids.max", "cpu.weight") == [str(400 << 20), "50000 100000", "64", "50"]
     # New limits hold at once, and a guest that needs more memory than it may have is told from one that crashed.
-    guests.linux("limited", extra='[limits]\nMemoryMax = "40M"\nCPUQuota = "50%"\nTasksMax = 64\n')
+    more = 'MemoryLow = "1M"\nAllowedCPUs = 0\nIOWeight = 30\nIOReadBandwidthMax = "/dev/vda 2M"\n'
+    guests.linux("limited", extra=f'{limits}"300M"\n{more}')
+    device = vm.run("lsblk", "-dno", "MAJ:MIN", "/dev/vda").stdout.strip()
+    assert read("memory.max", "memory.low", "cpuset.cpus", "io.weight") == [
+        str(300 << 20),
+        str(1 << 20),
+        "0",
+        "default 30",
+    ]
+    assert read("io.max") == [f"{device} rbps=2000000 wbps=max riops=max wiops=max"]
+    guests.linux("limited", extra=f'{limits}"40M"\n{more}')
     vm.wait_journal("KVMD_GUEST=limited", message="killed for lack of memory", timeout=60)
     assert guests.get("limited", "Result") == "oom-kill"
     assert guests.active("limited") == "failed"
