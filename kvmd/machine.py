@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -14,9 +13,8 @@ from enum import Enum
 from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
 from typing import Any, Literal
 
-from . import fdstore, images, netlink, qemu, scope
+from . import images, netlink, qemu, scope
 from .accelerator import Kvm
-from .console import Console
 from .dnsmasq import Dnsmasq
 from .errors import KvmdError, StartFailed, Timeout, Unavailable
 from .guest import Guest, Nic
@@ -25,14 +23,12 @@ from .lan import Lan
 from .process import Descriptors, Process, User, spawn
 from .qmp import Qmp, QmpError
 from .runtime import Runtime
-from .serial import SerialLog
+from .streams import Streams
 from .systemd import Systemd
 
 POWER_BUTTON_INTERVAL = 2.0
 QUIT_TIMEOUT = 2.0
-CONSOLE_LINGER = 0.5
 MONITOR_PATIENCE = 0.3
-LAST_WORDS_OF = re.compile(r"^(sh: \d+: exec|qemu-system-\w+): ")
 RESULTS = {
     "crashed": "QEMU was killed or crashed",
     "guest-panic": "its kernel panicked",
@@ -61,18 +57,6 @@ class Host:
     dnsmasq: Dnsmasq
 
 
-async def bury(name: str, journal: Journal) -> None:
-    """Log what is left in the spools of a guest that ended while there was no daemon, and remove its directory."""
-    runtime = Runtime(name)
-    invocation = runtime.invocation()
-    for stream in ("serial", "qemu") if invocation else ():
-        with contextlib.suppress(StartFailed, Unavailable):
-            rest = SerialLog(name, stream, runtime.path, journal, log=True)
-            rest.start(invocation, resume=True)
-            await rest.close()
-    runtime.remove()
-
-
 async def all_of(*work: Coroutine[Any, Any, None]) -> None:
     """Do everything at once; the first failure ends the rest, and is raised."""
     tasks = [asyncio.create_task(each) for each in work]
@@ -98,9 +82,7 @@ class Machine:
         self._qmp = Qmp(self._on_event)
         self._end = ""
         self._timed_out = False
-        self._serial: SerialLog | None = None
-        self._errors: SerialLog | None = None
-        self._consoles: set[asyncio.Task[None]] = set()
+        self._streams: Streams | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._monitor: asyncio.Task[None] | None = None
         self._process: Process | None = None
@@ -129,7 +111,7 @@ class Machine:
 
     @property
     def serial_bytes(self) -> int:
-        return self._serial.spool.taken if self._serial else 0
+        return self._streams.serial.spool.taken if self._streams else 0
 
     @property
     def serial_pending(self) -> int:
@@ -157,10 +139,8 @@ class Machine:
             user = replace(user, groups=(kvm.group,))
         stop_timeout = f"{self.guest.stop_timeout}\n".encode()
         self._runtime.make({**self._snapshot, "stop_timeout": stop_timeout}, user.uid, user.gid)
-        self._own_runtime(undo)
-        for stream, log in (("serial", self._serial), ("qemu", self._errors)):
-            if log:
-                fdstore.keep(f"{self.guest.name}.{stream}", log.spool.fifo)
+        streams = self._own_runtime(undo)
+        streams.keep()
         with Descriptors() as descriptors:
             handles = await self._hand_over(accelerator, descriptors, undo)
             argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
@@ -178,8 +158,8 @@ class Machine:
         self.released.set()
         invocation = await self._host.systemd.invocation_id(self.guest.scope)
         self._runtime.write({"invocation": invocation.encode()})
-        self._follow(invocation, resume=False)
-        await all_of(self._greet(undo), *(self._connect(nic) for nic in self.guest.nics))
+        streams.follow(invocation, resume=False)
+        await all_of(self._greet(undo, streams), *(self._connect(nic) for nic in self.guest.nics))
         for nic in self.guest.nics:
             undo.push_async_callback(self._host.dnsmasq.end, nic)
             await self._configure(nic)
@@ -198,7 +178,7 @@ class Machine:
         """
         process = Process(pid)
         try:
-            self._own_runtime(self._undo)
+            streams = self._own_runtime(self._undo)
         except StartFailed:
             process.close()
             raise
@@ -209,7 +189,7 @@ class Machine:
             self._undo.push_async_callback(self._host.dnsmasq.end, nic)
         self.released.set()
         invocation = self._runtime.invocation()
-        self._follow(invocation, resume=True)
+        streams.follow(invocation, resume=True)
         self.started = self._runtime.started()
         self._recall(invocation)
         self._monitor = asyncio.create_task(self._take_monitor(), name=f"monitor of {self.guest.name}")
@@ -240,18 +220,12 @@ class Machine:
         self._say(Event.EMULATED, warning, LOG_WARNING)
         return "tcg"
 
-    def _own_runtime(self, undo: AsyncExitStack) -> None:
+    def _own_runtime(self, undo: AsyncExitStack) -> Streams:
         undo.callback(self._runtime.remove)
-        for stream in ("serial", "qemu"):
-            undo.callback(fdstore.drop, f"{self.guest.name}.{stream}")
-        journal, name, directory = self._host.journal, self.guest.name, self._runtime.path
         log = self.guest.serial.log
-        self._serial = SerialLog(name, "serial", directory, journal, log=log, heard=self._hear)
-        undo.callback(self._serial.spool.close)
-        undo.push_async_callback(self._end_consoles)
-        undo.push_async_callback(self._serial.finish)
-        self._errors = SerialLog(name, "qemu", directory, journal, log=True)
-        undo.push_async_callback(self._errors.close)
+        self._streams = Streams(self.guest.name, self._runtime, self._host.journal, log=log, heard=self._hear)
+        undo.push_async_callback(self._streams.close)
+        return self._streams
 
     def _own_process(self, undo: AsyncExitStack, process: Process) -> None:
         self._process = process
@@ -310,11 +284,6 @@ class Machine:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _follow(self, invocation: str, *, resume: bool) -> None:
-        for log in (self._serial, self._errors):
-            assert log is not None
-            log.start(invocation, resume=resume)
-
     def _recall(self, invocation: str) -> None:
         """Whether the guest has said that it is ready in an earlier daemon's time, perhaps as its very last line."""
         if self.guest.serial.ready is None or self._runtime.ready():
@@ -352,10 +321,9 @@ class Machine:
         seconds = f"{serial.ready_timeout:g} s"
         raise Timeout(f"guest {self.guest.name} was not ready within {seconds}, its power was cut: {wanted}")
 
-    async def _greet(self, undo: AsyncExitStack) -> None:
+    async def _greet(self, undo: AsyncExitStack, streams: Streams) -> None:
         """Wait for QEMU's greeting, or for its end and the reason it gave."""
         assert self._process is not None
-        assert self._errors is not None
         undo.push_async_callback(self._qmp.close)
         greeting = asyncio.create_task(self._qmp.connect(self._runtime.path / "qmp"))
         ended = asyncio.create_task(self._process.ended.wait())
@@ -367,9 +335,8 @@ class Machine:
         finally:
             greeting.cancel()
             ended.cancel()
-        await self._errors.finish()
-        words = [LAST_WORDS_OF.sub("", line) for line in self._errors.tail if line.strip()]
-        raise StartFailed(f"QEMU refused: {words[-1]}" if words else "QEMU ended at once and gave no reason")
+        words = await streams.last_words()
+        raise StartFailed(f"QEMU refused: {words}" if words else "QEMU ended at once and gave no reason")
 
     async def _connect(self, nic: Nic) -> None:
         """Claim the addresses on the LAN, once nobody else turns out to have them."""
@@ -507,23 +474,8 @@ class Machine:
 
     def open_console(self) -> int:
         """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
-        assert self._serial is not None
-        try:
-            console = Console(self._serial.spool, self._runtime.path / "serial.in")
-        except OSError as error:
-            raise Unavailable(f"cannot open a console of guest {self.guest.name}: {error.strerror}") from error
-        task = asyncio.create_task(console.run(), name=f"console of {self.guest.name}")
-        self._consoles.add(task)
-        task.add_done_callback(self._consoles.discard)
-        return console.take_theirs()
-
-    async def _end_consoles(self) -> None:
-        """Let them show the guest's last words; one that nobody reads is not waited for."""
-        if self._consoles:
-            _, stuck = await asyncio.wait(self._consoles, timeout=CONSOLE_LINGER)
-            for task in stuck:
-                task.cancel()
-            await asyncio.gather(*stuck, return_exceptions=True)
+        assert self._streams is not None
+        return self._streams.open_console()
 
     async def press_power_button(self) -> None:
         await self._qmp.execute("system_powerdown")

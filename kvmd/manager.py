@@ -20,10 +20,11 @@ from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunni
 from .guest import Guest
 from .journal import Event, Journal, newest_first, synchronize
 from .lan import Lan
-from .machine import RESULTS, Host, Machine, State, bury
+from .machine import RESULTS, Host, Machine, State
 from .nicstatus import NicStatus
 from .runtime import Runtime
 from .scope import guest_name
+from .streams import bury
 from .sysbus import BusError
 from .systemd import Systemd
 
