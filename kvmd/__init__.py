@@ -56,10 +56,11 @@ tests/unit/test_house.py reads this table and the imports::
 
     joining: each brings together what stands above it
     console     | a person at a guest's serial port                     | serial
-    streams     | what a guest says: logged, shown, kept for the next     | errors acting journal console
+    streams     | what a guest says: logged, shown at consoles          | errors journal acting console
     dnsmasq     | guests told their addresses: one dnsmasq for each tap | pure ground systemd
     lan         | all guests' NICs, reconciled with the kernel          | pure sysbus acting
-    machine     | one running guest: start, adopt, stop                 | pure ground acting streams dnsmasq lan
+    handles     | what QEMU needs, opened by root: images, taps         | pure acting lan
+    machine     | one running guest: start, adopt, stop                 | pure ground acting streams dnsmasq lan handles
     manager     | all guests: files, start and stop by name             | pure ground acting streams dnsmasq lan machine
     bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager
     __main__    | arguments and wiring                                  | everything

@@ -178,8 +178,10 @@ class Lan:
 
     def give_up(self, tap: str) -> None:
         """The guest is about to end: from now on the LAN is told no more about it."""
-        self._over.add(tap)
         self._conflicts.pop(tap, None)
+        if tap in self._over:
+            return
+        self._over.add(tap)
         self._schedule(every=True)
         self._reconcile()
 
@@ -188,8 +190,7 @@ class Lan:
 
         Returns when the tap has gone; at once if it is not one that goes with its last holder.
         """
-        if tap not in self._over:
-            self.give_up(tap)
+        self.give_up(tap)
         while (link := self._find(tap)) is not None and link.transient:
             future = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(tap, set()).add(future)

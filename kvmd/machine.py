@@ -6,18 +6,19 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
 from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
 from typing import Any, Literal
 
-from . import images, netlink, qemu, scope
+from . import qemu, scope
 from .accelerator import Kvm
 from .dnsmasq import Dnsmasq
 from .errors import KvmdError, StartFailed, Timeout, Unavailable
 from .guest import Guest, Nic
+from .handles import open_handles
 from .journal import Event, Journal, newest_first
 from .lan import Lan
 from .process import Descriptors, Process, User, spawn
@@ -142,7 +143,7 @@ class Machine:
         streams = self._own_runtime(undo)
         streams.keep()
         with Descriptors() as descriptors:
-            handles = await self._hand_over(accelerator, descriptors, undo)
+            handles = await open_handles(self.guest, accelerator, self._runtime, self._host.lan, descriptors, undo)
             argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
             stderr = descriptors.take(self._runtime.stderr())
             process, release, give_up = await spawn(argv, descriptors, user, stderr)
@@ -231,52 +232,6 @@ class Machine:
         self._process = process
         undo.callback(process.close)
         undo.push_async_callback(self._kill)
-
-    async def _hand_over(
-        self, accelerator: Literal["kvm", "tcg"], descriptors: Descriptors, undo: AsyncExitStack
-    ) -> qemu.Handles:
-        """Open as root all that QEMU needs."""
-        guest, boot = self.guest, self.guest.boot
-        chains = []
-        for disk in guest.disks:
-            await images.create(disk)
-            files = enumerate(await images.chain(disk))
-            chains.append(
-                [
-                    (descriptors.take(images.open_file(path, "disk image", write=not (below or disk.readonly))), format)
-                    for below, (path, format) in files
-                ]
-            )
-        chains += [[(descriptors.take(images.open_file(cdrom.path, "CD image")), "raw")] for cdrom in guest.cdroms]
-        taps = []
-        for nic in guest.nics:
-            queues = self._host.lan.open_tap(nic, qemu.queues(guest, nic))
-            undo.push_async_callback(self._close_tap, nic.tap, queues)
-            vhosts = netlink.open_vhost(len(queues)) if accelerator == "kvm" and nic.model == "virtio" else ()
-            taps.append(
-                qemu.Tap(
-                    [descriptors.lend(fd) for fd in queues],
-                    [descriptors.take(fd) for fd in vhosts],
-                    self._host.lan.mtu(nic),
-                )
-            )
-        return qemu.Handles(
-            accelerator=accelerator,
-            qmp_fd=descriptors.take(self._runtime.listen("qmp")),
-            spare_qmp_fd=descriptors.take(self._runtime.listen("qmp.spare")),
-            serial=self._runtime.path / "serial",
-            taps=taps,
-            images=chains,
-            kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
-            initrd=descriptors.take(images.open_readable(boot.initrd, "initrd")) if boot.initrd else None,
-        )
-
-    async def _close_tap(self, name: str, queues: Sequence[int]) -> None:
-        """Our own hold on the tap spares QEMU's exit the 16 ms that the kernel takes to remove it."""
-        withdrawn = asyncio.create_task(self._host.lan.withdraw(name))
-        await asyncio.sleep(0)  # the LAN hears first
-        self._begin(asyncio.to_thread(netlink.close_all, queues), f"close {name}")
-        await withdrawn  # the name is free from here on; close(2) waits on for the kernel's readers (RCU)
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Nobody waits for it."""

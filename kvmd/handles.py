@@ -1,0 +1,72 @@
+"""All that QEMU needs of the host, opened by root: images, taps, monitors, a kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Literal
+
+from . import images, netlink, qemu
+from .guest import Guest, Nic
+from .lan import Lan
+from .process import Descriptors
+from .runtime import Runtime
+
+
+async def open_handles(
+    guest: Guest,
+    accelerator: Literal["kvm", "tcg"],
+    runtime: Runtime,
+    lan: Lan,
+    descriptors: Descriptors,
+    undo: AsyncExitStack,
+) -> qemu.Handles:
+    """Put it all into ``descriptors``, creating the images that are missing. Raises ``KvmdError``."""
+    boot = guest.boot
+    return qemu.Handles(
+        accelerator=accelerator,
+        images=await _images(guest, descriptors),
+        taps=[_tap(guest, nic, accelerator, lan, descriptors, undo) for nic in guest.nics],
+        qmp_fd=descriptors.take(runtime.listen("qmp")),
+        spare_qmp_fd=descriptors.take(runtime.listen("qmp.spare")),
+        serial=runtime.path / "serial",
+        kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
+        initrd=descriptors.take(images.open_readable(boot.initrd, "initrd")) if boot.initrd else None,
+    )
+
+
+async def _images(guest: Guest, descriptors: Descriptors) -> list[qemu.Image]:
+    chains: list[qemu.Image] = []
+    for disk in guest.disks:
+        await images.create(disk)
+        files = enumerate(await images.chain(disk))
+        chains.append(
+            [
+                (descriptors.take(images.open_file(path, "disk image", write=not (below or disk.readonly))), format)
+                for below, (path, format) in files
+            ]
+        )
+    chains += [[(descriptors.take(images.open_file(cdrom.path, "CD image")), "raw")] for cdrom in guest.cdroms]
+    return chains
+
+
+def _tap(
+    guest: Guest,
+    nic: Nic,
+    accelerator: Literal["kvm", "tcg"],
+    lan: Lan,
+    descriptors: Descriptors,
+    undo: AsyncExitStack,
+) -> qemu.Tap:
+    queues = lan.open_tap(nic, qemu.queues(guest, nic))
+    undo.push_async_callback(_close_tap, lan, nic.tap, queues)
+    vhosts = netlink.open_vhost(len(queues)) if accelerator == "kvm" and nic.model == "virtio" else ()
+    return qemu.Tap([descriptors.lend(fd) for fd in queues], [descriptors.take(fd) for fd in vhosts], lan.mtu(nic))
+
+
+async def _close_tap(lan: Lan, tap: str, queues: Sequence[int]) -> None:
+    """Our own hold on the tap spares QEMU's exit the 16 ms that the kernel takes to remove it."""
+    lan.give_up(tap)
+    asyncio.get_running_loop().run_in_executor(None, netlink.close_all, queues)
+    await lan.withdraw(tap)  # the name is free from here on; close(2) waits on for the kernel's readers (RCU)
