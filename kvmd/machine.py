@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -116,13 +116,13 @@ class Machine:
 
     @property
     def serial_pending(self) -> int:
-        return self._serial.spool.pending if self._serial else 0
+        return self._streams.serial.spool.pending if self._streams else 0
 
-    async def start(self, kvm: Kvm) -> None:
+    async def start(self, find_kvm: Awaitable[Kvm]) -> None:
         """Returns once QEMU runs and the network is applied. Raises ``KvmdError``; nothing is left over then."""
         try:
             async with AsyncExitStack() as undo:
-                await self._start(undo, kvm)
+                await self._start(undo, await find_kvm)
                 self._undo = undo.pop_all()
         except BaseException as error:
             if isinstance(error, KvmdError):

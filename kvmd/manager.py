@@ -216,7 +216,6 @@ class Manager:
             raise StartFailed(f"systemd did not start kvmd@{name}.service (job {result}; see systemctl status)")
 
     async def _start_unit(self, unit: str, known: Known) -> str:
-        await asyncio.sleep(0)  # the start has its first turn
         if known.run:
             await known.run.released.wait()  # PID 1 has QEMU's scope to make first
         try:
@@ -258,21 +257,19 @@ class Manager:
         self._refuse_alone(known.name)
         if known.guest is None:
             raise InvalidConfiguration(known.problems)
-        known.starting = self._background(self._start(known, known.guest), f"start {known.name}")
+        expected = known.run.guest.nics if known.run else known.guest.nics
+        known.run = Machine(known.guest, known.snapshot, self._host, lambda: self.changed(known.name))
+        self.changed(known.name)
+        if expected != known.guest.nics:
+            self._declare()
+        known.starting = self._background(self._start(known, known.run), f"start {known.name}")
         return known.starting
 
-    async def _start(self, known: Known, guest: Guest) -> None:
-        if guest.accelerator != "tcg" and not self._kvm.usable and accelerator.DEVICE.exists():
-            await self._look_for_kvm()
-        expected = known.run.guest.nics if known.run else guest.nics
-        known.run = Machine(guest, known.snapshot, self._host, lambda: self.changed(known.name))
-        self.changed(known.name)
-        if expected != guest.nics:
-            self._declare()
+    async def _start(self, known: Known, run: Machine) -> None:
         try:
-            await known.run.start(self._kvm)
+            await run.start(self._kvm_for(run.guest))
             self._configure(known)
-            await known.run.wait_ready()
+            await run.wait_ready()
         finally:
             self.changed(known.name)
 
@@ -497,6 +494,11 @@ class Manager:
         with contextlib.suppress(BusError):
             if await self._systemd.state(unit) in ("inactive", "failed"):
                 await self._start_unit(unit, known)
+
+    async def _kvm_for(self, guest: Guest) -> Kvm:
+        if guest.accelerator != "tcg" and not self._kvm.usable and accelerator.DEVICE.exists():
+            await self._look_for_kvm()
+        return self._kvm
 
     async def _look_for_kvm(self) -> None:
         """Probe KVM, loading its module where that may help."""
