@@ -20,7 +20,7 @@ def prepare() -> None:
     def build(release: str) -> None:
         roots.layer(release, package)
         if release == "bookworm":
-            roots.layer(release, package, others=True)
+            roots.layer(release, package, "others")
         guests.initrd(release)
         vm.image(release, package)
         vm.initrd(release)

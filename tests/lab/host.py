@@ -25,23 +25,29 @@ IMAGES = "var/lib/kvmd/images"
 class Host(Machine):
     """A container, booted from the root of a release, with kvmd installed when a package is given.
 
-    ``others``: firewalld, NetworkManager and iptables are installed too, and wait to be started.
+    ``others``: firewalld, NetworkManager and iptables are installed too, and wait to be started. ``libvirt``: or it.
     """
 
     def __init__(
-        self, release: str = "bookworm", deb: Path | None = None, *, name: str = "host", others: bool = False
+        self,
+        release: str = "bookworm",
+        deb: Path | None = None,
+        *,
+        name: str = "host",
+        others: bool = False,
+        libvirt: bool = False,
     ) -> None:
         super().__init__(name)
         self.release = release
         self.deb = deb
-        self.others = others
+        self.extra = "others" if others else "libvirt" if libvirt else ""
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
     def start(self) -> None:
-        lower = [roots.root(self.release, others=self.others)]
+        lower = [roots.root(self.release, self.extra)]
         if self.deb:
-            lower.insert(0, roots.layer(self.release, self.deb, others=self.others))
+            lower.insert(0, roots.layer(self.release, self.deb, self.extra))
         self._run = Run.new(self.name)
         tree = self.directory / "root"
         roots.mount_overlay(self.directory / "upper", lower, tree)

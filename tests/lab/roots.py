@@ -27,9 +27,24 @@ PACKAGES = [
 ]
 # fmt: on
 
-# Others that see to a host's network, on roots of their own. None of them starts before a test says so.
-OTHERS = ["firewalld", "iptables", "network-manager"]
-QUIET = 'systemctl --root="$1" --quiet disable firewalld NetworkManager NetworkManager-wait-online wpa_supplicant'
+# What some hosts have beside, on roots of their own, and what keeps it from starting before somebody says so: others
+# that see to a host's network; libvirt, to compare with.
+# fmt: off
+EXTRAS: dict[str, tuple[list[str], str]] = {
+    "": ([], ""),
+    "others": (
+        ["firewalld", "iptables", "network-manager"],
+        'systemctl --root="$1" --quiet disable firewalld NetworkManager NetworkManager-wait-online wpa_supplicant',
+    ),
+    "libvirt": (
+        ["libvirt-daemon-system", "libvirt-clients", "iptables"],
+        'systemctl --root="$1" --quiet disable libvirtd.service libvirtd.socket libvirtd-ro.socket '
+        "libvirtd-admin.socket virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket "
+        "libvirt-guests.service\n"
+        'rm -f "$1"/etc/libvirt/qemu/networks/autostart/*',
+    ),
+}
+# fmt: on
 
 # Runs on the machine with the new tree as $1. The kernel is unpacked only: its modules and image are wanted, not an
 # initrd. No unit of the distribution disturbs tests; hosts get their own machine id, name and resolver.
@@ -85,11 +100,11 @@ def _archives(path: Path) -> Iterator[str]:
             yield word.rstrip("/")
 
 
-def root(release: str, *, others: bool = False) -> Path:
-    """A minimal Debian with all that a kvmd host needs but kvmd; ``others``: and with others who see to its network."""
-    packages = [*PACKAGES, *(OTHERS if others else [])]
-    script = CUSTOMIZE + (QUIET if others else "")
-    kind = f"root-{release}-others" if others else f"root-{release}"
+def root(release: str, extra: str = "") -> Path:
+    """A minimal Debian with all that a kvmd host needs but kvmd, and with one of ``EXTRAS``."""
+    additions, quiet = EXTRAS[extra]
+    packages, script = [*PACKAGES, *additions], CUSTOMIZE + quiet
+    kind = f"root-{release}-{extra}" if extra else f"root-{release}"
     return built(kind, key(release, *packages, script), lambda path: _bootstrap(release, packages, script, path))
 
 
@@ -112,9 +127,9 @@ def _bootstrap(release: str, packages: list[str], script: str, path: Path) -> No
     hook.unlink()
 
 
-def layer(release: str, deb: Path, *, others: bool = False) -> Path:
+def layer(release: str, deb: Path, extra: str = "") -> Path:
     """What `apt-get install ./DEB` adds to the root, with no network: an overlay directory."""
-    base, package = root(release, others=others), deb.read_bytes()
+    base, package = root(release, extra), deb.read_bytes()
     return built(f"layer-{release}", key(base.name, package), lambda path: _install(base, release, deb, path))
 
 
