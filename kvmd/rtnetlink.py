@@ -1,8 +1,4 @@
-"""rtnetlink(7) as bytes: requests out of operations, values out of answers and events.
-
-Requests are written with pyroute2's message classes. Answers are read with ``struct``: pyroute2 takes ten times as
-long, which a host with hundreds of taps feels, and has no way to ask for proxy entries.
-"""
+"""rtnetlink(7) as bytes: requests out of operations, values out of answers and events."""
 
 from __future__ import annotations
 
@@ -12,12 +8,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
-
-from pyroute2.netlink import nlmsg
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from kvmd.guest import Address
 from kvmd.network import (
@@ -42,7 +32,7 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_EXT_MASK = 1, 3, 4, 18, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_TUN_PERSIST, RTEXT_FILTER_SKIP_STATS = 1, 2, 6, 8
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
+IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS, IFA_PROTO = 1, 2, 6, 8, 11
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE, INFINITE = 0x02, 0x200, 0xFFFFFFFF
 IFA_F_TEMPORARY, IFA_F_UNUSABLE = 0x01, 0x08 | 0x20 | 0x40  # unusable: dadfailed, deprecated, tentative
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 6, 7, 9, 18
@@ -85,41 +75,41 @@ def encode(operation: Operation, sequence: int) -> bytes:
     create = NLM_F_CREATE | (NLM_F_REPLACE if operation.action == "replace" else NLM_F_EXCL)
     match thing:
         case LinkState():
-            message = _message(ifinfmsg, NEWLINK, index=thing.device, flags=IFF_UP * thing.up, change=IFF_UP)
-            message["attrs"] = [["IFLA_MTU", thing.mtu], ["IFLA_ADDRESS", thing.mac]]
+            number, how = NEWLINK, 0
+            fixed = struct.pack("=BxHiII", 0, 0, thing.device, IFF_UP * thing.up, IFF_UP)
+            found = {IFLA_MTU: _u32(thing.mtu), IFLA_ADDRESS: _mac(thing.mac)}
         case TapAddress():
+            number, how = (DELADDR, 0) if remove else (NEWADDR, create)
             own, length = thing.interface.ip, thing.interface.network.prefixlen
-            message = _message(ifaddrmsg, DELADDR if remove else NEWADDR, 0 if remove else create)
-            message.update(family=_family(own), prefixlen=length, index=thing.device)
-            message["scope"] = RT_SCOPE_HOST if own.version == 4 else RT_SCOPE_UNIVERSE
-            message["attrs"] = [["IFA_LOCAL", str(own)], ["IFA_ADDRESS", str(own)], ["IFA_PROTO", PROTOCOL]]
-            message["attrs"] += [["IFA_FLAGS", IFA_F_NODAD | IFA_F_NOPREFIXROUTE]]
+            scope = RT_SCOPE_HOST if own.version == 4 else RT_SCOPE_UNIVERSE
+            fixed = struct.pack("=BBBBI", _family(own), length, 0, scope, thing.device)
+            found = {IFA_LOCAL: own.packed, IFA_ADDRESS: own.packed, IFA_PROTO: OURS}
+            found[IFA_FLAGS] = _u32(IFA_F_NODAD | IFA_F_NOPREFIXROUTE)
             if own.version == 6:  # deprecated at once: the last to be chosen as source
-                message["attrs"] += [["IFA_CACHEINFO", {"ifa_preferred": 0, "ifa_valid": INFINITE}]]
+                found[IFA_CACHEINFO] = struct.pack("=IIII", 0, INFINITE, 0, 0)
         case Route():
-            message = _message(rtmsg, DELROUTE if remove else NEWROUTE, 0 if remove else create)
-            message["family"], message["dst_len"] = _family(thing.prefix.network_address), thing.prefix.prefixlen
-            message["table"], message["proto"], message["type"] = RT_TABLE_MAIN, PROTOCOL, RTN_UNICAST
-            message["scope"] = RT_SCOPE_LINK if thing.via is None and thing.prefix.version == 4 else RT_SCOPE_UNIVERSE
-            message["attrs"] = [["RTA_DST", str(thing.prefix.network_address)], ["RTA_OIF", thing.device]]
-            message["attrs"] += [["RTA_PRIORITY", thing.metric]] if thing.metric else []
-            message["attrs"] += [["RTA_GATEWAY", str(thing.via)]] if thing.via else []
-            message["attrs"] += [["RTA_PREFSRC", str(thing.source)]] if thing.source else []
+            number, how = (DELROUTE, 0) if remove else (NEWROUTE, create)
+            target, length = thing.prefix.network_address, thing.prefix.prefixlen
+            scope = RT_SCOPE_LINK if thing.via is None and target.version == 4 else RT_SCOPE_UNIVERSE
+            kind = (RT_TABLE_MAIN, PROTOCOL, scope, RTN_UNICAST)
+            fixed = struct.pack("=BBBBBBBBI", _family(target), length, 0, 0, *kind, 0)
+            found = {RTA_DST: target.packed, RTA_OIF: _u32(thing.device)}
+            found |= {RTA_PRIORITY: _u32(thing.metric)} if thing.metric else {}
+            found |= {RTA_GATEWAY: thing.via.packed} if thing.via else {}
+            found |= {RTA_PREFSRC: thing.source.packed} if thing.source else {}
         case Neighbour() | Proxy():
             # Whoever else has put an entry there is looked for before; NLM_F_EXCL is no error for proxies anyway.
-            message = _message(ndmsg, DELNEIGH if remove else NEWNEIGH, 0 if remove else NLM_F_CREATE | NLM_F_REPLACE)
+            number, how = (DELNEIGH, 0) if remove else (NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)
+            flags = NTF_PROXY | NTF_ROUTER * thing.router if isinstance(thing, Proxy) else 0
             # A proxy entry without NUD_PERMANENT vanishes, silently, when the uplink loses its carrier.
-            message.update(family=_family(thing.address), ifindex=thing.device, state=NUD_PERMANENT)
-            message["attrs"] = [["NDA_DST", str(thing.address)]]
-            if isinstance(thing, Proxy):
-                message["flags"] = NTF_PROXY | NTF_ROUTER * thing.router
-            message["attrs"] += [["NDA_LLADDR", thing.mac]] if isinstance(thing, Neighbour) else []
-            message["attrs"] += [] if remove else [["NDA_PROTOCOL", PROTOCOL]]
+            fixed = struct.pack("=BxxxiHBB", _family(thing.address), thing.device, NUD_PERMANENT, flags, 0)
+            found = {NDA_DST: thing.address.packed}
+            found |= {NDA_LLADDR: _mac(thing.mac)} if isinstance(thing, Neighbour) else {}
+            found |= {} if remove else {NDA_PROTOCOL: OURS}
         case Setting():
             raise TypeError(f"{thing} is no matter of netlink's")
-    message["header"]["sequence_number"] = sequence
-    message.encode()
-    return bytes(message.data) + bytes(-len(message.data) % 4)
+    body = fixed + b"".join(_attribute(kind, value) for kind, value in found.items())
+    return HEADER.pack(HEADER.size + len(body), number, NLM_F_REQUEST | NLM_F_ACK | how, sequence, 0) + body
 
 
 def ask_links() -> bytes:
@@ -141,11 +131,16 @@ def ask_neighbours(device: int = 0, proxies: bool = False) -> bytes:
     return struct.pack("=BxxxiHBB", 0, 0, 0, NTF_PROXY * proxies, 0) + index
 
 
-def _message(kind: type[nlmsg], number: int, how: int = 0, **fields: int) -> nlmsg:
-    message = kind()
-    message["header"]["type"], message["header"]["flags"] = number, NLM_F_REQUEST | NLM_F_ACK | how
-    message.update(fields)
-    return message
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _u32(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def _family(address: Address) -> int:
