@@ -485,9 +485,14 @@ class Manager:
 
     def activate_units(self) -> None:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""
-        for known in self._known.values():
-            if known.on:
-                self._background(self._activate_unit(known), f"activate {known.name}")
+        self._background(self._activate_units(), "activate units")
+
+    async def _activate_units(self) -> None:
+        with contextlib.suppress(BusError):
+            active = set(await self._systemd.units("active", "kvmd@*.service"))
+            for known in self._known.values():
+                if known.on and f"kvmd@{known.name}.service" not in active:
+                    self._background(self._activate_unit(known), f"activate {known.name}")
 
     async def _activate_unit(self, known: Known) -> None:
         unit = f"kvmd@{known.name}.service"

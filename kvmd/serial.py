@@ -193,7 +193,7 @@ class SerialLog:
         """Pump from now on, for this run of the guest; on ``resume`` go on after the newest entry of it."""
         fields = {"SYSLOG_IDENTIFIER": self._guest, **about(self._guest), "KVMD_STREAM": self._stream}
         self._header = encode({**fields, "PRIORITY": "6", "KVMD_INVOCATION_ID": invocation})
-        if resume:
+        if resume and self.spool.taken:
             matches = {"KVMD_GUEST": self._guest, "KVMD_STREAM": self._stream, "KVMD_INVOCATION_ID": invocation}
             newest = next(newest_first(**matches), None)
             if newest:
