@@ -126,8 +126,6 @@ class Lan:
         self._over &= self._nics.keys()
         self._schedule(every=True, deep=True)
         self._reconcile()
-        if self._poll is None:
-            self._polled()
 
     def open_tap(self, nic: Nic, queues: int = 1) -> list[int]:
         """As ``netlink.open_tap``. Nothing is claimed for it before ``ready``: the LAN has to be asked first."""
@@ -257,9 +255,8 @@ class Lan:
 
     def _polled(self) -> None:
         """Proxy entries and settings make no events. A pass over a thousand taps takes long: only if they differ."""
-        self._poll = asyncio.get_running_loop().call_later(POLL, self._polled)
-        if not self._taps:
-            return
+        self._poll = None
+        self._keep_looking()
         seen = self._kernel.proxies_unread(), self._sysctls.remembered()
         if seen != self._seen:
             self._seen = seen
@@ -270,6 +267,10 @@ class Lan:
             del self._conflicts[name]
         if over:
             self._schedule(over)
+
+    def _keep_looking(self) -> None:
+        if self._taps and self._poll is None:
+            self._poll = asyncio.get_running_loop().call_later(POLL, self._polled)
 
     def _filter_lost(self) -> None:
         self._filter_gone = True
@@ -318,6 +319,7 @@ class Lan:
         self._new, self._all, self._deep = set(), False, False
         found = {link.name: link for link in self._links.values() if link.name in self._nics}
         self._taps = {name: link for name, link in found.items() if name not in self._over}
+        self._keep_looking()
         scope = {name: link for name, link in self._taps.items() if every or name in names}
         unguarded = self._guard()  # before their first frame
         dropped = self._forwarding.apply(self._open_firewalls, frozenset(map(self._passage, self._taps)))
