@@ -18,6 +18,9 @@ from .errors import KvmdError, Unavailable
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
+# The bus lets one connection wait for 128 replies, polkit's among them (max_replies_per_connection, dbus-daemon(1)).
+WAITING = 100
+
 
 class BusError(KvmdError):
     """An error reply; ``name`` is its D-Bus name, ``str()`` its text."""
@@ -65,6 +68,7 @@ class SystemBus:
     def __init__(self) -> None:
         self._bus: Any = aio.MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
         self._bus._writer = _Writer(self._bus)  # type: ignore[no-untyped-call]
+        self._room = asyncio.Semaphore(WAITING)
         self._signals: list[tuple[str, str, Callable[[Message], None]]] = []
         self._serve: Callable[[Message], bool] = lambda message: False
 
@@ -113,7 +117,8 @@ class SystemBus:
             body=list(body),
         )
         try:
-            reply: Message = await self._bus.call(message)
+            async with self._room:
+                reply: Message = await self._bus.call(message)
         except (OSError, EOFError) as error:
             raise BusError("org.freedesktop.DBus.Error.Disconnected", f"the system bus went away: {error}") from error
         if reply.message_type is MessageType.ERROR:
