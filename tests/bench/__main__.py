@@ -10,11 +10,12 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 
-from . import one, peers
+from . import network, one, peers
 
 # By name, as typed: the lines of the table, and how many rounds it has if nobody says.
 TABLES: dict[str, tuple[Callable[[int], Iterator[str]], int]] = {
     "one": (one.table, 15),
+    "network": (network.table, 15),
     "peers": (peers.table, 3),
 }
 
@@ -24,7 +25,7 @@ def main() -> None:
         prog="tests/bench/run",
         description="kvmd against the bare commands, as ratios.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{one.__doc__}\n{peers.__doc__}",
+        epilog=f"{one.__doc__}\n{network.__doc__}\n{peers.__doc__}",
     )
     parser.add_argument("table", nargs="?", choices=TABLES, default="one", help="what to measure (one)")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each is measured")

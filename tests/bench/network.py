@@ -1,188 +1,98 @@
-"""The part of `tests/bench/run network` that runs inside the host; the last line printed is JSON.
+"""`tests/bench/run network`: the LAN of a guest, and a thousand taps.
 
-python3 -m bench.network mended N PID: what goes wrong, N times each: {trouble: [milliseconds, …]}
-python3 -m bench.network taps 0 PID: see ``taps``
+first ping  with cold neighbour caches of the guest, the host and the neighbour; beside it the next, with warm ones
+mended      from the end of what went wrong until the kernel holds everything again
+taps        a tap is made → all is applied; and what the daemon does and takes while nothing happens
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import resource
-import subprocess
-import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from ipaddress import ip_address
+import re
+import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.inside import CONFIGURATION, MANAGER, PAUSE, UPLINK, Client, Proxies, make_tap, wait_until
+import lab
 
-IDLE = 10.0  # seconds of looking on while nothing happens
-TAPS = (1, 100, 500, 1000)
-SAMPLES = 9
-PREFIX = (ip_address("198.18.0.0"), ip_address("2001:db8:1::1:0"))  # IPv4: not on the LAN, so that there are a thousand
-
-
-def run(*argv: str, check: bool = True) -> str:
-    return subprocess.run(argv, check=check, capture_output=True, text=True, timeout=60).stdout
-
-
-def addresses(number: int) -> tuple[str, str]:
-    four, six = (str(first + number) for first in PREFIX)
-    return four, six
-
-
-def write_file(number: int) -> None:
-    four, six = addresses(number)
-    text = f'memory = "32M"\n[[network]]\naddress = ["{four}", "{six}"]\ntap = "many{number}"\n'
-    (CONFIGURATION / f"many{number}.toml").write_text(text)
+HERE = Path(__file__).resolve().parent
+GUEST = """memory = "128M"
+[boot]
+kernel = "vmlinuz"
+initrd = "initrd.img"
+cmdline = "console=ttyS0 quiet kvmd.name=ping kvmd.addr={four}/24 kvmd.gw=192.0.2.1 kvmd.addr6={six}/64 kvmd.gw6={gw6}"
+[[network]]
+address = ["{four}", "{six}"]
+"""
+ADDRESSES = {"four": "192.0.2.42", "six": "2001:db8:1::42", "gw6": "2001:db8:1::1"}
+NEIGHBOUR = {"IPv4": "192.0.2.20", "IPv6": "2001:db8:1::20"}
+TIME = re.compile(r"time=([\d.]+) ms")
 
 
-async def reload() -> None:
-    client = Client()
-    await client.connect()
-    await client.call(MANAGER, "Reload")
+def table(rounds: int) -> Iterator[str]:
+    package = lab.deb()
+    with lab.Host("bookworm", package, name="bench") as host:
+        host.make_lan().neighbour("alice", *NEIGHBOUR.values())
+        for name in ("inside.py", "inside_network.py"):
+            host.copy_in(HERE / name, f"/run/bench/{name}")
+        host.run("systemctl", "start", "kvmd")
+        daemon = host.show("kvmd")["MainPID"]
+
+        def inside(verb: str, count: int) -> str:
+            words = ("env", "PYTHONPATH=/run", "python3", "-sBm", "bench.inside_network", verb, str(count), daemon)
+            return host.run(*words, timeout=600).stdout.splitlines()[-1]
+
+        yield f"{package.name}, {rounds} rounds, {os.cpu_count()} CPUs; ms: median [quartiles] maximum"
+        yield f"{'first ping, cold caches':40} {'first':>32} {'with warm caches':>32}"
+        for text, first, warm in pings(host, rounds):
+            verdict = "met" if statistics.median(first) < 2 else "MISSED"
+            yield f"{text:40} {spread(first):>32} {spread(warm):>32}  < 2 {verdict}"
+        yield f"{'mended after':40} {'':>32} {'':>32}"
+        mended: dict[str, list[float]] = json.loads(inside("mended", rounds))
+        for text, values in mended.items():
+            yield f"{text:40} {spread(values):>32} {'':>32}  ≤ 2000 {'met' if max(values) <= 2000 else 'MISSED'}"
+        yield f"{'taps':>5} {'made → applied':>32} {'CPU ms/s idle':>15} {'switches/s idle':>16} {'PSS MiB':>8}"
+        for row in json.loads(inside("taps", 0)):
+            idle = f"{row['cpu']:15.1f} {row['switches']:16.1f}"
+            yield f"{row['taps']:5} {spread(row['latency']):>32} {idle} {row['pss']:8.1f}"
 
 
-# --- mended -----------------------------------------------------------------------------------------------------------
+def spread(values: Sequence[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.2f} [{low:.2f} {high:.2f}] {max(values):.2f}"
 
 
-def routes() -> int:
-    return len(
-        (run("ip", "route", "show", "proto", "171") + run("ip", "-6", "route", "show", "proto", "171")).split("\n")
-    )
+def pings(host: lab.Host, rounds: int) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Between alice and an emulated guest, whose own kernel takes most of the time."""
+    host.write("/etc/kvmd/ping.toml", GUEST.format(**ADDRESSES))
+    host.run("busctl", "call", "org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager", "Reload")
+    host.run("systemctl", "start", "kvmd@ping")
+    host.wait_journal("KVMD_GUEST=ping", message="guest: ready")
+    for family, address in (("IPv4", ADDRESSES["four"]), ("IPv6", ADDRESSES["six"])):
+        for direction in ("LAN → guest", "guest → LAN"):
+            first, warm = [], []
+            for _ in range(rounds):
+                for netns in (None, "alice"):
+                    host.run("ip", "neigh", "flush", "dev", "eth0", netns=netns)
+                if direction == "LAN → guest":
+                    say(host, "sh ip neigh flush dev eth0; echo flushed", "^flushed")
+                    words = ("ping", "-n", "-c", "2", "-i", "0.2", "-W", "5", address)
+                    times = TIME.findall(host.run(*words, netns="alice").stdout)
+                else:
+                    target = NEIGHBOUR[family]
+                    since = host.cursor()
+                    say(host, f"sh ip neigh flush dev eth0; ping -c 2 -W 5 {target}; echo pinged", "^pinged")
+                    lines = host.journal("KVMD_GUEST=ping", "KVMD_STREAM=serial", since=since)
+                    times = [time for line in lines for time in TIME.findall(line["MESSAGE"])]
+                first.append(float(times[0]))
+                warm.append(float(times[1]))
+            yield f"{direction}, {family}", first, warm
+    host.run("systemctl", "stop", "kvmd@ping")
+    host.run("rm", "/etc/kvmd/ping.toml")
 
 
-def mended(count: int) -> dict[str, list[float]]:
-    """Of one guest's network, each piece taken away or broken, and from the end of that until all is there again."""
-    write_file(1)
-    asyncio.run(reload())
-    fd = make_tap("many1")
-    proxies, wanted = Proxies(UPLINK), set(addresses(1))
-    proxies.wait(wanted, present=True)
-    four, six = addresses(1)
-    whole = routes()
-    series: defaultdict[str, list[float]] = defaultdict(list)
-    replug = [
-        "ip link del eth0",
-        "ip link add eth0 address 02:00:00:00:00:10 type veth peer name host netns lan",
-        "ip -n lan link set host master br0 up",
-        "ip link set eth0 up",
-        "ip addr add 192.0.2.10/24 dev eth0",
-        "ip addr add 2001:db8:1::10/64 dev eth0 nodad",
-        "ip route add default via 192.0.2.1",
-    ]
-    troubles: dict[str, tuple[list[str], Callable[[], object]]] = {
-        "proxy entries removed": (
-            [f"ip neigh del proxy {four} dev eth0", f"ip neigh del proxy {six} dev eth0"],
-            lambda: wanted <= proxies.present(),
-        ),
-        "routes removed": (
-            [f"ip route flush {four} dev many1", f"ip -6 route flush {six} dev many1"],
-            lambda: routes() == whole,
-        ),
-        "nft table flushed": (
-            ["nft delete table inet kvmd"],
-            lambda: "many1" in run("nft", "list", "table", "inet", "kvmd", check=False),
-        ),
-        "sysctl changed": (
-            ["sysctl -q net.ipv4.conf.eth0.forwarding=0"],
-            lambda: Path("/proc/sys/net/ipv4/conf/eth0/forwarding").read_text() == "1\n",
-        ),
-        "uplink down and up": (
-            ["ip link set eth0 down", "ip link set eth0 up", "ip route add default via 192.0.2.1"],
-            lambda: wanted <= proxies.present() and routes() >= whole - 1,
-        ),
-        "uplink deleted and made again": (replug, lambda: wanted <= Proxies(UPLINK).present() and routes() == whole),
-    }
-    for _ in range(count):
-        for name, (commands, whole_again) in troubles.items():
-            for command in commands:
-                run(*command.split())
-            begin = time.perf_counter_ns()
-            wait_until(whole_again, name, 0.001)
-            series[name].append((time.perf_counter_ns() - begin) / 1e6)
-            time.sleep(PAUSE)
-            proxies = Proxies(UPLINK)
-    os.close(fd)
-    (CONFIGURATION / "many1.toml").unlink()
-    asyncio.run(reload())
-    return dict(series)
-
-
-# --- taps -------------------------------------------------------------------------------------------------------------
-
-
-def activity(daemon: int) -> tuple[float, int]:
-    """The daemon's CPU time in milliseconds, and its context switches, so far."""
-    fields = Path(f"/proc/{daemon}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(fields[11]) + int(fields[12])
-    status = dict(row.split(":\t") for row in Path(f"/proc/{daemon}/status").read_text().splitlines() if ":\t" in row)
-    switches = int(status["voluntary_ctxt_switches"]) + int(status["nonvoluntary_ctxt_switches"])
-    return ticks * 1000 / os.sysconf("SC_CLK_TCK"), switches
-
-
-def settle(daemon: int) -> None:
-    """Until what the taps have caused is done: the daemon does next to nothing for a second."""
-    before, after = 0.0, float("inf")
-    while after - before > 20:
-        before, _switches = activity(daemon)
-        time.sleep(1)
-        after, _switches = activity(daemon)
-
-
-def pss(daemon: int) -> float:
-    """The daemon's proportional set size in MiB."""
-    fields = (row.split() for row in Path(f"/proc/{daemon}/smaps_rollup").read_text().splitlines()[1:])
-    return next(int(field[1]) / 1024 for field in fields if field[0] == "Pss:")
-
-
-def taps(daemon: int) -> list[dict[str, object]]:
-    """For each number of taps: milliseconds from making one more until it is applied, and a second of idling."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-    for number in range(TAPS[-1] + 1):
-        write_file(number)
-    asyncio.run(reload())
-    proxies = Proxies(UPLINK)
-    held: list[int] = []
-    rows: list[dict[str, object]] = []
-    for count in TAPS:
-        while len(held) < count:
-            held.append(make_tap(f"many{len(held)}"))
-        proxies.wait({address for number in range(count) for address in addresses(number)}, present=True)
-        settle(daemon)
-        cpu, switches = activity(daemon)
-        time.sleep(IDLE)
-        cpu, switches = activity(daemon)[0] - cpu, activity(daemon)[1] - switches
-        latencies = []
-        for _ in range(SAMPLES):
-            last = set(addresses(count))
-            begin = time.perf_counter_ns()
-            fd = make_tap(f"many{count}")
-            proxies.wait(last, present=True)
-            latencies.append((time.perf_counter_ns() - begin) / 1e6)
-            os.close(fd)
-            proxies.wait(last, present=False)
-            time.sleep(PAUSE)
-        memory = next(
-            int(row.split()[1])
-            for row in Path(f"/proc/{daemon}/smaps_rollup").read_text().splitlines()
-            if row.startswith("Pss:")
-        )
-        rows.append(
-            {"taps": count, "latency": latencies, "cpu": cpu / IDLE, "switches": switches / IDLE, "pss": memory / 1024}
-        )
-    for fd in held:
-        os.close(fd)
-    for number in range(TAPS[-1] + 1):
-        (CONFIGURATION / f"many{number}.toml").unlink()
-    asyncio.run(reload())
-    return rows
-
-
-if __name__ == "__main__":
-    verb, count, daemon = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    print(json.dumps(mended(count) if verb == "mended" else taps(daemon)))
+def say(host: lab.Host, line: str, answer: str) -> None:
+    since = host.cursor()
+    host.run("sh", "-c", f"printf '%s\\n' '{line}' > /run/kvmd/ping/serial.in")
+    host.wait_journal("KVMD_GUEST=ping", "KVMD_STREAM=serial", message=answer, since=since)

@@ -42,6 +42,7 @@ section sysctl sysctl -a -r '^net[.](ipv4[.]ip_forward$|ipv[46][.](conf|neigh)[.
 """
 VOLATILE = re.compile(
     r"valid_lft \S+ preferred_lft \S+| expires -?\d+sec| counter packets \d+ bytes \d+| # handle \d+| \w+_timer +[\d.]+"
+    r"| link_failure_count \d+"
 )
 
 
