@@ -150,6 +150,7 @@ def test_a_qemu_that_hangs_holds_up_nobody(battered: lab.Host) -> None:
     pid = guests.get("hangs", "PID")
     battered.run("kill", "-STOP", str(pid))
     battered.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "kvmd")
+    battered.wait_journal("UNIT=kvmd.service", message="Main process exited", since=since)
     battered.run("systemctl", "start", "kvmd")
     daemon = battered.show("kvmd.service")
     ready, begin = (int(daemon[f"{key}TimestampMonotonic"]) for key in ("ActiveEnter", "ExecMainStart"))
