@@ -13,7 +13,6 @@ import difflib
 import itertools
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
+import lab
 import pytest
 
 from kvmd.guest import Nic
@@ -203,9 +203,10 @@ def bottle() -> Iterator[Bottle]:
 
 @contextlib.contextmanager
 def advertising(space: Space, interface: str, prefix: str, scratch: Path) -> Iterator[None]:
-    """A router there: radvd, every 3 s."""
-    if shutil.which("radvd") is None:
-        pytest.skip("needs radvd")
+    """A router there: radvd, every 3 s. It is the lab's, whose package does not start it on this machine."""
+    tree = lab.roots.root(lab.roots.own_release())
+    libraries = f"{tree}/lib/x86_64-linux-gnu:{tree}/usr/lib/x86_64-linux-gnu"
+    radvd = [f"{tree}/lib64/ld-linux-x86-64.so.2", "--library-path", libraries, f"{tree}/usr/sbin/radvd"]
     config = scratch / f"{space.name}.conf"
     config.write_text(f"""
         interface {interface} {{
@@ -214,7 +215,7 @@ def advertising(space: Space, interface: str, prefix: str, scratch: Path) -> Ite
         }};
     """)
     space.script("sysctl -q net.ipv6.conf.all.forwarding=1")
-    argv = ["radvd", "-n", "-m", "stderr", "-C", str(config), "-p", str(config.with_suffix(".pid"))]
+    argv = [*radvd, "-n", "-m", "stderr", "-C", str(config), "-p", str(config.with_suffix(".pid"))]
     daemon = subprocess.Popen(["nsenter", f"--net=/run/netns/{space.name}", *argv], stderr=subprocess.DEVNULL)
     try:
         yield
