@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
@@ -269,7 +270,8 @@ class Service:
             fds = [values[0]] if signature == "h" else []
             reply = Message.new_method_return(message, signature, [0] if fds else values, fds)
             try:
-                await self._bus.send(reply)
+                with contextlib.suppress(OSError):  # the bus has gone, and whoever called with it
+                    await self._bus.send(reply)
             finally:
                 for fd in fds:
                     os.close(fd)

@@ -75,6 +75,7 @@ class Lan:
         self._all, self._deep = False, False  # look at all taps; and at their settings too
         self._new: set[str] = set()  # look at these
         self._seen: tuple[bytes, list[Setting]] = (b"", [])
+        self._closed = False
         self._pass: asyncio.Handle | None = None
         self._poll: asyncio.TimerHandle | None = None
 
@@ -104,6 +105,7 @@ class Lan:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stops listening. The kernel keeps what it has; guests' solicitations of LAN hosts stay unanswered."""
+        self._closed = True
         for handle in (self._pass, self._poll):
             if handle is not None:
                 handle.cancel()
@@ -309,6 +311,8 @@ class Lan:
         self._all, self._deep = self._all or changed, self._deep or changed
 
     def _reconcile(self) -> None:
+        if self._closed:
+            return
         if self._pass is not None:
             self._pass.cancel()
             self._pass = None
