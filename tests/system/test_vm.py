@@ -80,6 +80,7 @@ for words in "farm eth0 vlan7 198.18.7" "barn br0 bond0 198.18.8"; do
     ip addr add $4.10/24 dev $3
     ip addr add 2001:db8:${4##*.}::10/64 dev $3
 done
+while ip addr show | grep -q tentative; do sleep 0.1; done
 """
 SHAPES = """[[network]]
 uplink = "vlan7"
