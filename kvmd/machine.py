@@ -25,6 +25,7 @@ from .process import Descriptors, Process, User, spawn
 from .qmp import Qmp, QmpError
 from .runtime import Runtime
 from .streams import Streams
+from .sysbus import DISCONNECTED, BusError
 from .systemd import Systemd
 
 POWER_BUTTON_INTERVAL = 2.0
@@ -331,7 +332,12 @@ class Machine:
         if self._monitor:
             await self._monitor
         await self._qmp.drain()
-        state, result = await self._verdict()
+        try:
+            state, result = await self._verdict()
+        except BusError as error:
+            if error.name == DISCONNECTED:
+                return  # this daemon ends; the next one asks again
+            state, result = State.FAILED, "crashed"
         try:
             await self._undo.aclose()
         except (KvmdError, OSError) as error:

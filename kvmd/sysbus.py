@@ -22,6 +22,9 @@ DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 WAITING = 100
 
 
+DISCONNECTED = "org.freedesktop.DBus.Error.Disconnected"
+
+
 class BusError(KvmdError):
     """An error reply; ``name`` is its D-Bus name, ``str()`` its text."""
 
@@ -120,7 +123,7 @@ class SystemBus:
             async with self._room:
                 reply: Message = await self._bus.call(message)
         except (OSError, EOFError) as error:
-            raise BusError("org.freedesktop.DBus.Error.Disconnected", f"the system bus went away: {error}") from error
+            raise BusError(DISCONNECTED, f"the system bus went away: {error}") from error
         if reply.message_type is MessageType.ERROR:
             raise BusError(reply.error_name, str(reply.body[0]) if reply.body else reply.error_name)
         return tuple(reply.body)
@@ -159,6 +162,6 @@ class SystemBus:
 
     async def own(self, name: str) -> None:
         """Own a well-known name, or raise ``Unavailable``: another instance must not run beside this one."""
-        reply = await self._bus.request_name(name, NameFlag.DO_NOT_QUEUE)
-        if reply is not RequestNameReply.PRIMARY_OWNER:
+        (reply,) = await self.call(DBUS, "RequestName", "su", name, NameFlag.DO_NOT_QUEUE.value)
+        if reply != RequestNameReply.PRIMARY_OWNER.value:
             raise Unavailable(f"the bus name {name} has an owner already (is another kvmd running?)")

@@ -242,7 +242,8 @@ class Systemd:
                 await changed.wait()
         finally:
             self._changed.pop(path, None)
-            await self._bus.call(DBUS, "RemoveMatch", "s", rule)
+            with contextlib.suppress(BusError):  # it has gone, and the match with it
+                await self._bus.call(DBUS, "RemoveMatch", "s", rule)
 
     async def register_machine(self, name: str, uuid: bytes, pid: int, ifindexes: list[int]) -> None:
         """Show the guest in ``machinectl list``, where systemd-machined runs; it is never started for this."""
