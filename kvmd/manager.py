@@ -434,6 +434,9 @@ class Manager:
         for name in running.difference(found):
             await self._systemd.clear_empty_scope(f"kvmd-{name}.scope")
         await self._recall_failures(ended)
+        for unit in await self._systemd.units("failed", "kvmd-*.scope"):
+            if await self._systemd.scope_result(unit) == "resources":  # its process had ended before it was put there
+                await self._systemd.reset_failed(unit)
         fdstore.release_inherited(adopted)
         self._declare()
         await self._look_for_kvm()
