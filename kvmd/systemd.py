@@ -33,6 +33,7 @@ class Systemd:
         self._calling = 0
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._changed: dict[str, asyncio.Event] = {}
+        self._returning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         sender = f",sender='{MANAGER[0]}'"
@@ -41,11 +42,18 @@ class Systemd:
         await self._bus.subscribe(DBUS[2], "NameOwnerChanged", self._owner_changed, f",arg0='{MANAGER[0]}'")
         await self._call(MANAGER, "Subscribe")
         self._bus.on_signal(PROPERTIES, "PropertiesChanged", self._properties_changed)
+        self._bus.on_signal(MANAGER[2], "UnitNew", self._unit_new)
 
     def _owner_changed(self, message: Message) -> None:
         """PID 1 leaves the bus and comes back when it executes itself anew; its signals meanwhile are lost."""
         if message.body[2]:
-            self._look_again()
+            self._returning = asyncio.create_task(self._subscribe_again(), name="subscribe to systemd again")
+
+    async def _subscribe_again(self) -> None:
+        """It may have forgotten who wants its signals; only then is what a look shows the last word."""
+        with contextlib.suppress(BusError):  # it has not, or the bus has gone
+            await self._call(MANAGER, "Subscribe")
+        self._look_again()
 
     def _reloading(self, message: Message) -> None:
         if not message.body[0]:
@@ -83,6 +91,11 @@ class Systemd:
 
     def _properties_changed(self, message: Message) -> None:
         if event := self._changed.get(message.path):
+            event.set()
+
+    def _unit_new(self, message: Message) -> None:
+        """Takes the place of a unit's first change after PID 1 has executed itself anew."""
+        if event := self._changed.get(message.body[1]):
             event.set()
 
     async def _job(self, member: str, signature: str, unit: str, *body: object) -> str:
@@ -231,9 +244,13 @@ class Systemd:
             (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
         except BusError:
             return
-        rule = f"type='signal',interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path='{path}'"
+        rules = (
+            f"type='signal',interface='{PROPERTIES}',member='PropertiesChanged',path='{path}'",
+            f"type='signal',interface='{MANAGER[2]}',member='UnitNew',arg1path='{path}'",
+        )
         changed = self._changed.setdefault(path, asyncio.Event())
-        await self._bus.call(DBUS, "AddMatch", "s", rule)
+        for rule in rules:
+            await self._bus.call(DBUS, "AddMatch", "s", rule)
         try:
             while True:
                 changed.clear()
@@ -242,8 +259,9 @@ class Systemd:
                 await changed.wait()
         finally:
             self._changed.pop(path, None)
-            with contextlib.suppress(BusError):  # it has gone, and the match with it
-                await self._bus.call(DBUS, "RemoveMatch", "s", rule)
+            with contextlib.suppress(BusError):  # it has gone, and the matches with it
+                for rule in rules:
+                    await self._bus.call(DBUS, "RemoveMatch", "s", rule)
 
     async def register_machine(self, name: str, uuid: bytes, pid: int, ifindexes: list[int]) -> None:
         """Show the guest in ``machinectl list``, where systemd-machined runs; it is never started for this."""
