@@ -20,6 +20,7 @@ UNIT = "org.freedesktop.systemd1.Unit"
 SERVICE = "org.freedesktop.systemd1.Service"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
+ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
 UNKNOWN = "unknown"
 
 Properties = Sequence[tuple[str, str, object]]
@@ -40,7 +41,7 @@ class Systemd:
         await self._bus.subscribe(MANAGER[2], "JobRemoved", self._job_removed, sender)
         await self._bus.subscribe(MANAGER[2], "Reloading", self._reloading, sender)
         await self._bus.subscribe(DBUS[2], "NameOwnerChanged", self._owner_changed, f",arg0='{MANAGER[0]}'")
-        await self._call(MANAGER, "Subscribe")
+        await self._subscribe()
         self._bus.on_signal(PROPERTIES, "PropertiesChanged", self._properties_changed)
         self._bus.on_signal(MANAGER[2], "UnitNew", self._unit_new)
 
@@ -51,9 +52,16 @@ class Systemd:
 
     async def _subscribe_again(self) -> None:
         """It may have forgotten who wants its signals; only then is what a look shows the last word."""
-        with contextlib.suppress(BusError):  # it has not, or the bus has gone
-            await self._call(MANAGER, "Subscribe")
+        with contextlib.suppress(BusError):  # the bus has gone, too
+            await self._subscribe()
         self._look_again()
+
+    async def _subscribe(self) -> None:
+        try:
+            await self._call(MANAGER, "Subscribe")
+        except BusError as error:
+            if error.name != ALREADY_SUBSCRIBED:
+                raise
 
     def _reloading(self, message: Message) -> None:
         if not message.body[0]:
