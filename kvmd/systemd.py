@@ -22,6 +22,7 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
 UNKNOWN = "unknown"
+LOOK = 5.0  # seconds after which a job or unit is looked at though nothing was heard
 
 Properties = Sequence[tuple[str, str, object]]
 
@@ -114,7 +115,7 @@ class Systemd:
         finally:
             self._calling -= 1
         try:
-            while (result := await job) == UNKNOWN:
+            while (result := await self._heard(job)) == UNKNOWN:
                 job = self._jobs[path] = asyncio.get_running_loop().create_future()
                 if not await self._has_job(path):
                     wanted = ("inactive", "failed") if member == "StopUnit" else ("active",)
@@ -124,6 +125,11 @@ class Systemd:
             self._jobs.pop(path, None)
             if not self._calling:
                 self._jobs = {path: job for path, job in self._jobs.items() if not job.done()}
+
+    async def _heard(self, job: asyncio.Future[str]) -> str:
+        """Signals are lost, rarely, when PID 1 executes itself anew twice in a row: look again by and by."""
+        done, _ = await asyncio.wait((job,), timeout=LOOK)
+        return job.result() if done else UNKNOWN
 
     async def _has_job(self, path: str) -> bool:
         (jobs,) = await self._call(MANAGER, "ListJobs")
@@ -264,7 +270,9 @@ class Systemd:
                 changed.clear()
                 if await self._state(path) not in ("active", "deactivating"):
                     return
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK):
+                        await changed.wait()
         finally:
             self._changed.pop(path, None)
             with contextlib.suppress(BusError):  # it has gone, and the matches with it
