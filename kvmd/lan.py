@@ -283,9 +283,10 @@ class Lan:
         now = asyncio.get_running_loop().time()
         for name in self._taps:
             if address in self._nics[name].addresses:
-                if now > self._defended.get(address, 0.0) + DEFEND_INTERVAL:
+                link = self._links.get(uplink)
+                if link and now > self._defended.get(address, 0.0) + DEFEND_INTERVAL:
                     self._defended[address] = now
-                    self._neighbours.announce(self._wire(self._links[uplink]), [address])
+                    self._neighbours.announce(self._wire(link), [address])
                 sentence = f"{address} is also used by the machine with MAC {mac} on {self._name(uplink)}"
                 _until, known = self._conflicts.get(name, (0.0, ""))
                 self._conflicts[name] = now + CONFLICT_MEMORY, sentence
