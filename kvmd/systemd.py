@@ -49,6 +49,8 @@ class Systemd:
     def _owner_changed(self, message: Message) -> None:
         """PID 1 leaves the bus and comes back when it executes itself anew; its signals meanwhile are lost."""
         if message.body[2]:
+            if self._returning:
+                self._returning.cancel()  # asyncio itself holds no task that nobody else does
             self._returning = asyncio.create_task(self._subscribe_again(), name="subscribe to systemd again")
 
     async def _subscribe_again(self) -> None:
