@@ -481,6 +481,7 @@ class Listener:
 
     async def connect(self) -> None:
         self.heard: Counter[str] = Counter()
+        self.news = asyncio.Event()
         self.bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
         self.bus.add_message_handler(self._hear)
         bus = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -489,6 +490,7 @@ class Listener:
     def _hear(self, message: Message) -> None:
         if message.message_type is MessageType.SIGNAL:
             self.heard[message.member] += 1
+            self.news.set()
 
     async def call(self, target: tuple[str, str, str], member: str, signature: str = "", *body: object) -> list[object]:
         destination, path, interface = target
@@ -501,11 +503,13 @@ class Listener:
         return values
 
     async def until(self, member: str, count: int) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while self.heard[member] < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.heard[member]} of {count} {member}")
-            await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while self.heard[member] < count:
+                    self.news.clear()
+                    await self.news.wait()
+        except TimeoutError:
+            raise TimeoutError(f"{self.heard[member]} of {count} {member}") from None
 
 
 def deaf_client() -> socket.socket:
