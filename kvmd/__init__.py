@@ -23,13 +23,15 @@ tests/unit/test_house.py reads this table and the imports::
     guestfile   | text → guest, or every problem with line and key      | errors guest toml_lines values schema claims
     qemu        | guest → QEMU's arguments                              | errors guest
     scope       | guest → scope properties; names of units and objects  | errors guest
-    network     | NICs + host → kernel state wanted; diff               | errors guest
-    dhcp        | what a guest is told: dnsmasq's configuration, unit   | guest network
-    nicstatus   | how a NIC is doing: a word and a sentence             | guest network dhcp
-    vicinity    | what a guest may be told of its IPv6 neighbours       | guest network
+    host        | what the host looks like: interfaces, addresses       | guest
+    things      | what the kernel can hold for a guest; diff            | guest host
+    network     | NICs + host → the things wanted                       | guest host things
+    dhcp        | what a guest is told: dnsmasq's configuration, unit   | guest host network
+    nicstatus   | how a NIC is doing: a word and a sentence             | guest host things dhcp
+    vicinity    | what a guest may be told of its IPv6 neighbours       | guest host network
     barriers    | others' firewalls: which drops what is forwarded      |
     frames      | ARP and neighbour discovery as bytes                  |
-    rtnetlink   | rtnetlink messages as bytes                           | guest network
+    rtnetlink   | rtnetlink messages as bytes                           | guest host things
     terminal    | terminal output as text                               |
 
     ground: connections that the acting rooms share
@@ -48,9 +50,9 @@ tests/unit/test_house.py reads this table and the imports::
     polkit      | may the caller do this: root, or as polkit says       | errors sysbus
     systemd     | jobs, scopes and units of systemd                     | errors sysbus
     files       | the files of a directory: read, watched               | errors
-    netlink     | the kernel's network: dump, apply, events; taps       | errors network rtnetlink
-    sysctl      | /proc/sys/net, and what it was before                 | network
-    neighbours  | packets on taps and uplinks: questions and answers    | guest network frames vicinity
+    netlink     | the kernel's network: dump, apply, events; taps       | errors host things rtnetlink
+    sysctl      | /proc/sys/net, and what it was before                 | things
+    neighbours  | packets on taps and uplinks: questions and answers    | guest host network frames vicinity
     firewall    | what a guest may not send                             | guest nftables
     forwarding  | the way through others' firewalls, opened if allowed  | barriers nftables sysbus
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 
 from kvmd.guest import Address, Nic
-from kvmd.network import TAP_MTU_MAX, Host, Interface, Link, interfaces
+from kvmd.host import Host, Interface, Link
+from kvmd.network import TAP_MTU_MAX, interfaces
 
 PROGRAM = "/usr/sbin/dnsmasq"
 LEASE = "10m"  # a guest learns of a change within half of it

@@ -75,6 +75,11 @@ class Nic:
     model: str = "virtio"
     configure: bool = False
 
+    @property
+    def families(self) -> frozenset[int]:
+        """IP versions it has addresses or prefixes of."""
+        return frozenset(item.version for item in (*self.addresses, *self.routes))
+
 
 @dataclass(frozen=True, slots=True)
 class Serial:

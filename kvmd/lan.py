@@ -25,13 +25,14 @@ from kvmd.errors import AddressInUse, StartFailed, Unavailable
 from kvmd.firewall import Firewall
 from kvmd.forwarding import Forwarding
 from kvmd.guest import Address, Nic
+from kvmd.host import Host, Link
 from kvmd.neighbours import Neighbours, Wire
 from kvmd.netlink import Events, Kernel
-from kvmd.network import Failure, Host, Link, LinkState, Operation, Proxy, Setting, Thing
 from kvmd.nicstatus import NicStatus, assess
 from kvmd.rtnetlink import Changed, Event, LinkChanged
 from kvmd.sysbus import SystemBus
 from kvmd.sysctl import Sysctls
+from kvmd.things import Failure, LinkState, Operation, Proxy, Setting, Thing, diff
 
 JOURNAL = Path("/run/kvmd/sysctl.json")
 POLL = 1.8  # seconds between looks at what makes no event: proxy entries, settings
@@ -341,8 +342,7 @@ class Lan:
     def _passage(self, name: str) -> Passage:
         nic = self._nics[name]
         uplink = self._uplink(nic)
-        versions = {item.version for item in (*nic.addresses, *nic.routes)}
-        return Passage(name, uplink.name if uplink else "", tuple(sorted(versions)))
+        return Passage(name, uplink.name if uplink else "", tuple(sorted(nic.families)))
 
     def _guard(self) -> str:
         nics = [self._nics[name] for name in self._taps]
@@ -358,7 +358,7 @@ class Lan:
 
     def _wanted(self, scope: dict[str, Link]) -> dict[str, list[Thing]]:
         nics = [self._nics[name] for name in scope]
-        if any(item.version == 6 for nic in nics for item in (*nic.addresses, *nic.routes)):
+        if any(6 in nic.families for nic in nics):
             others = [link.index for link in self._links.values() if link.name not in self._nics]
             learners = self._sysctls.learners(others)
             if learners != self._host.learners:
@@ -401,7 +401,7 @@ class Lan:
         aim = {thing.key for thing in wanted}
         present += [proxy for proxy in proxies if every or proxy.key in aim]
         taken = {proxy.key for proxy in foreign}  # answers already, and stays its owner's
-        return network.diff(
+        return diff(
             [
                 thing
                 for thing in wanted

@@ -42,7 +42,8 @@ from kvmd.frames import (
     solicit,
 )
 from kvmd.guest import Address
-from kvmd.network import TAP_MAC, Link
+from kvmd.host import Link
+from kvmd.network import TAP_MAC
 from kvmd.vicinity import Verdict, Vicinity
 
 PROBES, INTERVAL = 3, 0.08  # RFC 5227 waits some seconds; a start does not: a machine on the LAN answers in 1 ms

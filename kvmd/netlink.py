@@ -18,20 +18,9 @@ from contextlib import suppress
 
 from kvmd import rtnetlink
 from kvmd.errors import StartFailed
-from kvmd.network import (
-    PROTOCOL,
-    Failure,
-    HostRoute,
-    Interface,
-    Link,
-    Neighbour,
-    Operation,
-    Proxy,
-    Route,
-    TapAddress,
-    Thing,
-)
+from kvmd.host import HostRoute, Interface, Link
 from kvmd.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, HEADER, NLM_F_DUMP, NLM_F_REQUEST, Event
+from kvmd.things import PROTOCOL, Failure, Neighbour, Operation, Proxy, Route, TapAddress, Thing
 
 NLM_F_DUMP_INTR, NLM_F_ACK_TLVS, NLMSG_ERROR, NLMSG_DONE, NLMSGERR_ATTR_MSG = 0x10, 0x200, 2, 3, 1
 SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK, EXT_ACK, GET_STRICT_CHK = 270, 1, 10, 11, 12

@@ -8,7 +8,8 @@ from typing import Literal
 
 from kvmd.dhcp import Terms
 from kvmd.guest import Nic
-from kvmd.network import Failure, Link, Thing
+from kvmd.host import Link
+from kvmd.things import Failure, Thing
 
 State = Literal["absent", "up", "down", "no-uplink", "uplink-down", "conflict", "blocked", "failed"]
 

@@ -10,19 +10,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 
 from kvmd.guest import Address
-from kvmd.network import (
-    PROTOCOL,
-    HostRoute,
-    Interface,
-    Link,
-    LinkState,
-    Neighbour,
-    Operation,
-    Proxy,
-    Route,
-    Setting,
-    TapAddress,
-)
+from kvmd.host import HostRoute, Interface, Link
+from kvmd.things import PROTOCOL, LinkState, Neighbour, Operation, Proxy, Route, Setting, TapAddress
 
 # linux/rtnetlink.h, netlink.h, if.h, if_addr.h, if_link.h, neighbour.h
 NEWLINK, DELLINK, GETLINK, NEWADDR, DELADDR, GETADDR = 16, 17, 18, 20, 21, 22

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from kvmd.network import ALL, Failure, Operation, Setting
+from kvmd.things import ALL, Failure, Operation, Setting
 
 ROOT = "/proc/sys/net"
 DEFAULT = -1  # net.ipvX.conf.default, where a Setting has an interface index

@@ -8,7 +8,8 @@ from enum import Enum
 from ipaddress import IPv6Address, IPv6Network
 
 from kvmd.guest import Nic
-from kvmd.network import Host, Link, tap_proxies
+from kvmd.host import Host, Link
+from kvmd.network import tap_proxies
 
 
 class Verdict(Enum):

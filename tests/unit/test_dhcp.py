@@ -7,7 +7,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 from kvmd.dhcp import Terms, configuration, properties, resolvers, terms, unit
 from kvmd.guest import Nic
-from kvmd.network import Host, HostRoute, Link, TapAddress, interfaces, wanted
+from kvmd.host import Host, HostRoute, Link
+from kvmd.network import interfaces, wanted
+from kvmd.things import TapAddress
 
 UPLINK = Link(2, "eth0", "02:00:00:00:00:02", 1400, up=True, carrier=True)
 TAP = Link(7, "kv-snape", transient=True)

@@ -8,24 +8,10 @@ from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 import pytest
 
 from kvmd.guest import Nic
-from kvmd.network import (
-    ALL,
-    METRIC,
-    TAP_MAC,
-    Failure,
-    Host,
-    HostRoute,
-    Link,
-    LinkState,
-    Neighbour,
-    Operation,
-    Proxy,
-    Route,
-    Setting,
-    diff,
-    wanted,
-)
+from kvmd.host import Host, HostRoute, Link
+from kvmd.network import METRIC, TAP_MAC, wanted
 from kvmd.nicstatus import assess
+from kvmd.things import ALL, Failure, LinkState, Neighbour, Operation, Proxy, Route, Setting, diff
 from kvmd.vicinity import Verdict, local_addresses, vicinity
 
 UPLINK = Link(2, "eth0", "02:00:00:00:00:02", 9000, up=True, carrier=True)

@@ -1,0 +1,99 @@
+"""What the host looks like: its interfaces, its addresses, its routes, and what follows from them for a guest. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+
+from kvmd.guest import Address, Network, Nic
+
+Interface = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface; ``transient`` means a tap that goes with the last process that holds it open."""
+
+    index: int
+    name: str
+    mac: str = ""
+    mtu: int = 1500
+    up: bool = False
+    carrier: bool = False
+    transient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """A default route (``gateway`` may be None on point-to-point links) or an on-link prefix, of the main table.
+
+    Link-local and multicast prefixes are no part of it: each tap has them.
+    """
+
+    prefix: Network
+    device: int
+    gateway: Address | None = None
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The host's interfaces, its usable addresses by interface index, its default routes and on-link prefixes.
+
+    ``learners``: interfaces that take router advertisements and would no longer do so on a forwarding host.
+    """
+
+    links: Mapping[int, Link] = field(default_factory=dict)
+    addresses: Mapping[int, tuple[Interface, ...]] = field(default_factory=dict)
+    routes: tuple[HostRoute, ...] = ()
+    learners: tuple[int, ...] = ()
+
+    def find(self, name: str) -> Link | None:
+        return next((link for link in self.links.values() if link.name == name), None)
+
+    def uplink(self, nic: Nic, taps: Collection[str]) -> Link | None:
+        """The interface ``nic`` reaches the LAN by: its own choice, else the default route's (IPv4 before IPv6).
+
+        A default route through a guest (one of ``taps``) does not lead to the LAN.
+        """
+        if nic.uplink is not None:
+            return self.find(nic.uplink)
+        defaults = [
+            (route.prefix.version, route.metric, link)
+            for route in self.routes
+            if route.prefix.prefixlen == 0 and (link := self.links.get(route.device)) and link.name not in taps
+        ]
+        return min(defaults, key=lambda item: item[:2], default=(0, 0, None))[2]
+
+    def source(self, uplink: Link, target: Address) -> Address | None:
+        """The address by which the host itself speaks to ``target``, a guest reached by ``uplink``'s LAN."""
+        own = [
+            interface
+            for interface in self.addresses.get(uplink.index, ())
+            if interface.version == target.version and not interface.ip.is_link_local
+        ]
+        own.sort(key=lambda interface: target not in interface.network)  # stable: the kernel's order otherwise
+        return own[0].ip if own else None
+
+    def strangers(self, nic: Nic, uplink: Link) -> list[Address]:
+        """Addresses of ``nic`` that lie in no prefix of ``uplink``'s LAN: its machines will ask a router for them."""
+        return [address for address in nic.addresses if self.prefix(uplink, address) is None]
+
+    def prefix(self, uplink: Link, address: Address) -> Network | None:
+        """The longest prefix of ``uplink``'s LAN that holds ``address``."""
+        around = [prefix for prefix in self.prefixes(uplink) if address in prefix]
+        return max(around, key=lambda prefix: prefix.prefixlen, default=None)
+
+    def prefixes(self, uplink: Link) -> list[Network]:
+        """Prefixes of ``uplink``'s LAN, and of the host's own addresses there."""
+        own = [interface.network for interface in self.addresses.get(uplink.index, ()) if not interface.is_link_local]
+        return self.on_link(uplink) + own
+
+    def on_link(self, uplink: Link) -> list[Network]:
+        """Prefixes of ``uplink``'s LAN."""
+        return [
+            route.prefix
+            for route in self.routes
+            if route.device == uplink.index and route.gateway is None and route.prefix.prefixlen
+        ]
