@@ -25,6 +25,7 @@ tests/unit/test_house.py reads this table and the imports::
     scope       | guest → scope properties; names of units and objects  | errors guest
     host        | what the host looks like: interfaces, addresses       | guest
     things      | what the kernel can hold for a guest; diff            | guest host
+    survey      | the host as last seen                                 | guest host things
     network     | NICs + host → the things wanted                       | guest host things
     dhcp        | what a guest is told: dnsmasq's configuration, unit   | guest host network
     nicstatus   | how a NIC is doing: a word and a sentence             | guest host things dhcp
@@ -60,7 +61,9 @@ tests/unit/test_house.py reads this table and the imports::
     console     | a person at a guest's serial port                     | serial
     streams     | what a guest says: logged, shown at consoles          | errors journal acting console
     dnsmasq     | guests told their addresses: one dnsmasq for each tap | pure ground systemd
-    lan         | all guests' NICs, reconciled with the kernel          | pure sysbus acting
+    holdings    | what the kernel holds: compared, changed              | things network netlink sysctl
+    presence    | guests' addresses on the LAN: announced, defended     | errors guest host survey vicinity neighbours
+    lan         | all guests' NICs, reconciled with the kernel          | pure sysbus acting holdings presence
     handles     | what QEMU needs, opened by root: images, taps         | pure acting lan
     machine     | one running guest: start, adopt, stop                 | pure ground acting streams dnsmasq lan handles
     manager     | all guests: files, start and stop by name             | pure ground acting streams dnsmasq lan machine

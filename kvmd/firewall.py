@@ -102,6 +102,7 @@ class Firewall:
         Raises OSError: no libnftables, no CAP_NET_ADMIN.
         """
         self._lost = lost
+        self.lost = False  # a piece of the table, and not restored since
         self._applied: set[Nic] | None = None  # None: not known
         self._lans: frozenset[Network] = frozenset()
         self._nft = Nftables()
@@ -131,11 +132,12 @@ class Firewall:
         error = self._nft.run(text)
         self._read()  # what we have just caused ourselves
         self._applied, self._lans = None if error else wanted, lans
+        self.lost = self.lost and bool(error)
         return error
 
     def _heard(self) -> None:
         if self._read() and self._applied:
-            self._applied = None
+            self._applied, self.lost = None, True
             self._lost()
 
     def _read(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 
 from kvmd.guest import Address, Network, Nic
 
@@ -35,6 +35,14 @@ class HostRoute:
     device: int
     gateway: Address | None = None
     metric: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """An uplink as a sender needs it; ``source`` its link-local address, None while it has none."""
+
+    link: Link
+    source: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,10 @@ class Host:
         ]
         own.sort(key=lambda interface: target not in interface.network)  # stable: the kernel's order otherwise
         return own[0].ip if own else None
+
+    def wire(self, uplink: Link) -> Wire:
+        own = [interface.ip for interface in self.addresses.get(uplink.index, ())]
+        return Wire(uplink, next((ip for ip in own if isinstance(ip, IPv6Address) and ip.is_link_local), None))
 
     def strangers(self, nic: Nic, uplink: Link) -> list[Address]:
         """Addresses of ``nic`` that lie in no prefix of ``uplink``'s LAN: its machines will ask a router for them."""

@@ -42,7 +42,7 @@ from kvmd.frames import (
     solicit,
 )
 from kvmd.guest import Address
-from kvmd.host import Link
+from kvmd.host import Link, Wire
 from kvmd.network import TAP_MAC
 from kvmd.vicinity import Verdict, Vicinity
 
@@ -51,14 +51,6 @@ SO_ATTACH_FILTER = 26
 LOT = 64  # frames read before other tasks have their turn
 RATE, BURST = 100.0, 300.0  # solicitations answered per second and tap; an honest guest asks for a handful
 MUTE = 1.0  # seconds for which the kernel's filter drops those of a tap that asked for more
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """An uplink as a sender needs it; ``source`` its link-local address, None while it has none."""
-
-    link: Link
-    source: IPv6Address | None = None
 
 
 @dataclass(slots=True)

@@ -8,7 +8,8 @@ is to be configured has a DHCP server on its tap, which does not work without ad
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface, ip_network
 
 from kvmd.guest import Nic
@@ -19,6 +20,40 @@ TAP_MAC = "fe:6b:76:6d:64:00"  # of every tap, host's side: a guest's neighbour 
 TAP_MTU_MAX = 65521  # drivers/net/tun.c: MAX_MTU - ETH_HLEN
 METRIC = 1024  # of IPv6 routes (the kernel's own default), and of the IPv4 routes that name no source
 DHCP_SERVER = IPv4Interface("169.254.171.171/32")  # on taps whose guest is configured: never stale, none of the LAN
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is wanted for one NIC, by key in the order of application, and what it follows from."""
+
+    nic: Nic
+    tap: Link
+    uplink: Link | None
+    host: Host
+    things: Mapping[object, Thing]
+
+
+def plan(nic: Nic, tap: Link, uplink: Link | None, host: Host, before: Plan | None = None) -> Plan:
+    """Made once for as long as everything it depends on is the same: most passes find nothing new."""
+    if before and before.host is host and (before.nic, before.tap, before.uplink) == (nic, tap, uplink):
+        return before
+    return Plan(nic, tap, uplink, host, {thing.key: thing for thing in wanted(nic, tap, uplink, host)})
+
+
+def mended(done: Collection[Thing], plans: Mapping[str, Plan], before: Mapping[str, Plan]) -> dict[str, str]:
+    """Of what has just been made, what had been made already when ``before`` were carried out: sentences, by tap.
+
+    A thing that several taps share is told once.
+    """
+    owners = {key: tap for tap, plan in plans.items() for key in plan.things} if done else {}
+    found: dict[str, list[str]] = {}
+    for thing in done:
+        tap = owners[thing.key]
+        if tap in before and before[tap].things.get(thing.key) == thing:
+            found.setdefault(tap, []).append(str(thing))
+    return {
+        tap: f"{tap}: restored after it was removed or changed: {', '.join(pieces)}" for tap, pieces in found.items()
+    }
 
 
 def wanted(nic: Nic, tap: Link, uplink: Link | None, host: Host) -> list[Thing]:

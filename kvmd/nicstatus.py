@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from kvmd.dhcp import Terms
 from kvmd.guest import Nic
-from kvmd.host import Link
+from kvmd.host import Host, Link
 from kvmd.things import Failure, Thing
+
+ERROR, WARNING, NOTICE = 3, 4, 5  # syslog(3)
 
 State = Literal["absent", "up", "down", "no-uplink", "uplink-down", "conflict", "blocked", "failed"]
 
@@ -70,3 +72,14 @@ def assess(
     else:
         state, detail = ("up" if tap.carrier else "down"), ""
     return NicStatus(nic.tap, tap.index if tap else 0, uplink.name if uplink else "", state, detail)
+
+
+def news(nic: Nic, uplink: Link | None, host: Host, before: NicStatus, now: NicStatus) -> Iterator[tuple[str, int]]:
+    """What a person is told when ``before`` has become ``now``: sentences, each with its priority as in syslog(3)."""
+    if before.state == "absent" and uplink is not None and (strangers := host.strangers(nic, uplink)):
+        text = ", ".join(map(str, strangers))
+        yield f"{text} of {nic.tap}: not in a prefix of {uplink.name}, only routers can find it", NOTICE
+    if now.detail and now.detail != before.detail:
+        yield now.detail, ERROR if now.state == "failed" else WARNING
+    elif before.detail and now.state == "up":
+        yield f"{nic.tap} is up again on {now.uplink}", NOTICE

@@ -9,8 +9,8 @@ import pytest
 
 from kvmd.guest import Nic
 from kvmd.host import Host, HostRoute, Link
-from kvmd.network import METRIC, TAP_MAC, wanted
-from kvmd.nicstatus import assess
+from kvmd.network import METRIC, TAP_MAC, mended, plan, wanted
+from kvmd.nicstatus import NOTICE, WARNING, assess, news
 from kvmd.things import ALL, Failure, LinkState, Neighbour, Operation, Proxy, Route, Setting, diff
 from kvmd.vicinity import Verdict, local_addresses, vicinity
 
@@ -147,6 +147,35 @@ def test_difference_replaces_what_is_ours() -> None:
     assert diff([new], [old]) == [Operation("replace", new)]
 
 
+def test_planned_once_while_nothing_is_different() -> None:
+    first = plan(NIC, TAP, UPLINK, HOST)
+    assert list(first.things.values()) == everything()
+    assert plan(NIC, TAP, UPLINK, HOST, first) is first
+    for changed in (
+        plan(replace(NIC, configure=True), TAP, UPLINK, HOST, first),
+        plan(NIC, replace(TAP, up=True), UPLINK, HOST, first),
+        plan(NIC, TAP, None, HOST, first),
+        plan(NIC, TAP, UPLINK, replace(HOST), first),
+    ):
+        assert changed is not first
+
+
+def test_mended_is_what_was_there_before() -> None:
+    """Not what is new, nor what is different now; what taps share is told once."""
+    other = replace(NIC, tap="kv-lily", addresses=(ip_address("192.0.2.43"),), routes=())
+    before = {NIC.tap: plan(NIC, TAP, UPLINK, HOST), other.tap: plan(other, replace(TAP, index=8), UPLINK, HOST)}
+    shared = Setting("ipv4/conf", UPLINK.index, "forwarding", 1)
+    own = Proxy(UPLINK.index, NIC.addresses[0])
+    assert not mended([], before, before)
+    assert not mended([shared, own], before, {})
+    assert mended([shared, own], before, before) == {
+        "kv-lily": "kv-lily: restored after it was removed or changed: ipv4/conf forwarding=1",
+        "kv-snape": "kv-snape: restored after it was removed or changed: proxy entry for 192.0.2.42",
+    }
+    now = {NIC.tap: plan(NIC, TAP, replace(UPLINK, mtu=1400), HOST)}
+    assert not mended([LinkState(TAP.index, TAP_MAC, 1400)], now, before)
+
+
 V6 = IPv6Address
 
 
@@ -187,3 +216,14 @@ def test_status_tells_the_worst() -> None:
     assert "not permitted" in assess(NIC, tap, UPLINK, "", [thing], [failure]).detail
     assert assess(NIC, tap, UPLINK, "", [], [failure]).state == "up"  # another's
     assert assess(replace(NIC, addresses=(), routes=()), tap, None, "", [], []).state == "up"
+
+
+def test_news_are_told_once() -> None:
+    absent = assess(NIC, None, UPLINK, "", [], [])
+    up, down = replace(absent, state="up", uplink="eth0"), replace(absent, state="uplink-down", detail="no carrier")
+    assert not list(news(NIC, UPLINK, HOST, absent, up))
+    assert list(news(NIC, UPLINK, HOST, up, down)) == [("no carrier", WARNING)]
+    assert not list(news(NIC, UPLINK, HOST, down, replace(down, index=7)))
+    assert list(news(NIC, UPLINK, HOST, down, up)) == [("kv-snape is up again on eth0", NOTICE)]
+    stranger = replace(NIC, addresses=(ip_address("198.18.0.1"),))
+    assert [sentence.partition(" ")[0] for sentence, _ in news(stranger, UPLINK, HOST, absent, up)] == ["198.18.0.1"]
