@@ -11,7 +11,7 @@ from kvmd.things import LinkState
 
 
 class Survey:
-    """``host`` is another object when anything but its interfaces is different, and has the interfaces of now."""
+    """``host`` is another object after each look, and when the learners change; its interfaces are those of now."""
 
     def __init__(self) -> None:
         self.links: dict[int, Link] = {}  # by interface index
@@ -40,7 +40,7 @@ class Survey:
         return (addresses, routes) != (before.addresses, before.routes)
 
     def hear(self, link: Link, gone: bool) -> Link | None:
-        """Of one interface, which was as returned; None: not there."""
+        """One interface is so now, or gone. Returns what it was before, None if it was not known."""
         before = self.links.get(link.index)
         if gone:
             self.links.pop(link.index, None)

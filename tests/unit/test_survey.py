@@ -62,7 +62,7 @@ def test_the_uplink_is_the_one_of_now(survey: Survey) -> None:
     assert survey.uplink(NIC) is None
 
 
-def test_another_host_only_when_it_is_different(survey: Survey) -> None:
+def test_same_host_until_the_next_look(survey: Survey) -> None:
     """Plans are kept for as long as it is the same."""
     survey.learn((2,))
     host = survey.host
