@@ -309,6 +309,19 @@ async def test_heals(bottle: Bottle, lan: Lan, trouble: str) -> None:
     assert await guest.reaches(ROUTER4, ROUTER6, HOST4)
 
 
+async def test_guest_file_goes_as_the_uplink_comes(bottle: Bottle, lan: Lan) -> None:
+    """The pass hears of the carrier when a tap that it knows is nobody's any more."""
+    nics = [bottle.guest(number)[1] for number in (1, 2)]
+    await up(lan, *nics)
+    bottle.lan.script("ip link set wire down")
+    await eventually(lambda: lan.status("tap2").state == "uplink-down")
+    bottle.lan.script("ip link set wire up")
+    settle()  # nothing is heard meanwhile
+    lan.declare(nics[1:])
+    assert lan.status("tap2").state == "up"
+    assert proxies() == set(texts(nics[1]))
+
+
 async def test_recreated_uplink_is_like_new_after(bottle: Bottle, lan: Lan) -> None:
     script("ip link del up0")
     before = snapshot()
