@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import json
 import os
 import socket
@@ -46,16 +47,21 @@ class Changes:
     def read(self) -> list[tuple[int, str]] | None:
         """NFT_MSG_* and table of each since the last call; None: more than the socket holds."""
         changes: list[tuple[int, str]] = []
-        try:
-            while True:
-                for kind, _flags, _sequence, body in messages(self._socket.recv(1 << 16)):
-                    if kind >> 8 == NFNL_SUBSYS_NFTABLES and (number := kind & 0xFF) != GENERATION:
-                        table = attributes(body, 4).get(NFTA_TABLE, b"")
-                        changes.append((number, table.rstrip(b"\0").decode(errors="replace")))
-        except BlockingIOError:
-            return changes
-        except OSError:
-            return None  # ENOBUFS
+        lost = False
+        while True:
+            try:
+                answer = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return None if lost else changes
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True  # the rest waits, and is older than the next look
+                continue
+            for kind, _flags, _sequence, body in messages(answer):
+                if kind >> 8 == NFNL_SUBSYS_NFTABLES and (number := kind & 0xFF) != GENERATION:
+                    table = attributes(body, 4).get(NFTA_TABLE, b"")
+                    changes.append((number, table.rstrip(b"\0").decode(errors="replace")))
 
 
 class Nftables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -113,3 +114,24 @@ async def test_refusal_is_told(bottle: Bottle, lan: Lan, monkeypatch: pytest.Mon
         await lan.ready(nic.tap)
     monkeypatch.undo()
     await lan.ready(nic.tap)
+
+
+async def test_our_own_changes_are_nobody_elses_though_there_are_too_many(bottle: Bottle) -> None:
+    """The socket of changes overflows: what is left in it is ours, too."""
+    lost = asyncio.Event()
+    wall = firewall.Firewall(lost.set)
+    try:
+        wall._changes._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least there is
+        _guest, nic = bottle.guest(1)
+        many = replace(nic, addresses=tuple(ip_address("203.0.113.0") + number for number in range(250)))
+        for nics in ([many], [nic], []):
+            assert not wall.apply(nics, frozenset())
+            for _round in range(3):
+                await asyncio.sleep(0)
+            assert not lost.is_set()
+        assert not wall.apply([many], frozenset())
+        run("nft", "delete", "table", "inet", "kvmd")
+        async with asyncio.timeout(5):
+            await lost.wait()
+    finally:
+        wall.close()
