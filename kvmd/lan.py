@@ -97,12 +97,13 @@ class Lan:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stops listening. The kernel keeps what it has; guests' solicitations of LAN hosts stay unanswered."""
-        self._closed = True
+        self._closed = True  # nobody waits for the end of a tap from here on: it would not be heard
         for handle in (self._pass, self._poll):
             if handle is not None:
                 handle.cancel()
         for future in set().union(*self._waiting.values()):
-            future.cancel()
+            if not future.done():
+                future.set_result(None)
         await self._open.aclose()
 
     # --- what others want ---------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ class Manager:
         self._kvm = Kvm("not looked at yet")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alone: dict[str, int] = {}  # QEMU of those that run, but could not be taken over
+        self._closed = False
         self.changed: Callable[[str | None], None] = lambda name: None
 
     # what there is
@@ -250,6 +251,8 @@ class Manager:
 
     def _starting(self, known: Known) -> asyncio.Task[None]:
         """The start in progress, or a new one."""
+        if self._closed:
+            raise Unavailable(f"kvmd is just being stopped, or started anew (start {known.name} once more)")
         if known.starting:
             return known.starting
         if known.state is State.STOPPING:
@@ -290,10 +293,16 @@ class Manager:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if self._closed:
+            task.cancel()
         return task
 
     async def close(self) -> None:
-        """Undo the starts in progress, while the network can still be heard of; what runs is left alone."""
+        """Undo the starts in progress, while the network can still be heard of; what runs is left alone.
+
+        Calls still come in, until the bus is left; they begin nothing any more.
+        """
+        self._closed = True
         while self._tasks:
             for task in self._tasks:
                 task.cancel()

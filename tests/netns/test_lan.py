@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmd import netlink
 from kvmd.errors import AddressInUse, StartFailed, Unavailable
 from kvmd.guest import Nic
 from kvmd.lan import Lan
@@ -231,6 +232,22 @@ async def test_killed_daemon(bottle: Bottle, tmp_path: Path) -> None:
     async with bottle.lan_room(tmp_path) as lan:
         lan.declare([])
         assert not difference(before, snapshot())
+
+
+async def test_nobody_waits_for_a_tap_that_is_not_heard_of_any_more(bottle: Bottle, tmp_path: Path) -> None:
+    """Neither who waited before the daemon let go of the network nor who comes after."""
+    nic = bottle.guest(1, plug=False)[1]
+    async with bottle.lan_room(tmp_path) as lan:
+        lan.declare([nic])
+        fds = lan.open_tap(nic)
+        await lan.ready(nic.tap)
+        early = asyncio.create_task(lan.withdraw(nic.tap))
+        await asyncio.sleep(0)
+        assert not early.done()
+    async with asyncio.timeout(1):
+        await early
+        await lan.withdraw(nic.tap)
+    netlink.close_all(fds)
 
 
 async def test_pieces_of_others_stay(bottle: Bottle, lan: Lan) -> None:
