@@ -166,7 +166,7 @@ class Machine:
             undo.push_async_callback(self._host.dnsmasq.end, nic)
             await self._configure(nic)
         self._runtime.lock()
-        self._runtime.write({"pid": f"{process.pid}\n".encode()})
+        self._runtime.write_pid(process.pid)
         self.started = self._runtime.started()
         await self._register()
         self.state = State.RUNNING
@@ -268,6 +268,7 @@ class Machine:
             ready.cancel()
             closed.cancel()
         if self.ready.is_set():
+            self._runtime.renew_pid()
             return
         wanted = f'it printed no line matching "{serial.ready.pattern if serial.ready else ""}"'
         if self.closed.is_set():

@@ -1,6 +1,7 @@
 """/run/kvmd/NAME: what a running guest and the daemon have in common, and the next daemon finds again.
 
 guest.toml kvmd.conf    the files as they were when the guest was started
+qemu.pid                QEMU's process ID, once the guest goes on whatever becomes of the daemon
 pid stop_timeout        for kvmd@NAME.service and its stop helper
 ready                   there once the guest has said so
 qmp qmp.spare           monitor sockets, of the daemon and of the stop helper
@@ -79,10 +80,18 @@ class Runtime:
         for name in names:
             os.chown(self.path / name, 0, 0)
 
+    def write_pid(self, pid: int) -> None:
+        self.write({"qemu.pid": f"{pid}\n".encode(), "pid": f"{pid}\n".encode()})
+
+    def renew_pid(self) -> None:
+        """systemd removes the PIDFile= of a unit whose start has failed, with its daemon perhaps; the guest went on."""
+        with contextlib.suppress(OSError):
+            shutil.copyfile(self.path / "qemu.pid", self.path / "pid")
+
     def read(self) -> tuple[dict[str, bytes], int]:
         """The guest's files and QEMU's process ID, as they were written at its start."""
         try:
-            return {name: (self.path / name).read_bytes() for name in FILES}, int((self.path / "pid").read_text())
+            return {name: (self.path / name).read_bytes() for name in FILES}, int((self.path / "qemu.pid").read_text())
         except (OSError, ValueError) as error:
             raise StartFailed(f"its start was not finished ({error})") from error
 
@@ -103,7 +112,7 @@ class Runtime:
 
     def started(self) -> int:
         """Microseconds since the epoch."""
-        return (self.path / "pid").stat().st_mtime_ns // 1000
+        return (self.path / "qemu.pid").stat().st_mtime_ns // 1000
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -61,6 +61,22 @@ def test_a_start_is_complete_when_the_guest_is_ready(guests: Guests) -> None:
     assert guests.get("db", "Ready") is True
 
 
+def test_a_guest_outlives_a_daemon_that_is_killed_before_it_is_ready(guests: Guests) -> None:
+    """systemd takes the start for failed then, and starts the unit again: it finds the guest."""
+    guests.linux("db", extra='[serial]\nready = "^now$"\n')
+    since = guests.host.cursor()
+    guests.host.run("systemctl", "start", "--no-block", "kvmd@db")
+    guests.wait("db", "^guest: ready db", since)
+    pid = guests.get("db", "PID")
+    guests.host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "kvmd")
+    guests.host.wait_journal("KVMD_GUEST=db", message="was running already", since=since)
+    assert guests.get("db", "Ready") is False
+    guests.type("db", "echo now", "^now$")
+    guests.host.wait_journal("-u", "kvmd@db", message="^Started kvmd@db.service", since=since)
+    assert guests.get("db", "Ready") is True
+    assert guests.get("db", "PID") == pid
+
+
 @pytest.mark.complaints("did not power off", "could not be started")
 def test_a_guest_that_is_never_ready(guests: Guests) -> None:
     guests.linux("late", extra='[serial]\nready = "no such line"\nready_timeout = "1s"\n')
