@@ -11,12 +11,16 @@ The initrd (its /init is the file beside this one) understands on the kernel com
     kvmd.deaf=1                    ignores the power button
 
 and on ttyS0, a line each: echo X, ping ADDRESS, flood N, poweroff, reboot, panic, sh COMMAND.
+
+Another initrd has systemd in it, as PID 1, and one service. It prints "guest: starting", waits for a line "go", and
+prints "guest: serving"; then the system is up.
 """
 
 from __future__ import annotations
 
 import lzma
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +51,25 @@ case $1 in bound | renew) ;; *) exit 0 ;; esac
 echo "guest: DHCP $1 $ip${ip:+/$mask}$ipv6 router=$router mtu=$mtu dns=$dns" >/dev/ttyS0
 """
 
+SYSTEMD = ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor"]
+SYSTEMD_MODULES = ["virtio_pci", "vmw_vsock_virtio_transport"]
+SYSTEMD_INIT = """#!/bin/sh
+mount -t devtmpfs dev /dev
+for list in /modules/*; do
+    while read -r file; do insmod "/lib/modules/$file.ko" 2>/dev/null; done <"$list"
+done
+exec /usr/lib/systemd/systemd
+"""
+SYSTEMD_SERVE = """echo "guest: starting"
+while read -r word && [ "$word" != go ]; do :; done
+echo "guest: serving"
+"""
+SYSTEMD_UNITS = {
+    "default.target": "[Unit]\nDefaultDependencies=no\nRequires=serve.service\nAfter=serve.service\n",
+    "serve.service": "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nExecStart=/bin/sh /serve\n"
+    "StandardInput=tty\nStandardOutput=tty\nTTYPath=/dev/ttyS0\n",
+}
+
 TEMPLATE, RESET = 0x100, 0xFFF0  # where in the ROM the line and the reset vector are
 
 
@@ -59,6 +82,32 @@ def initrd(release: str = "bookworm", tools: str | None = None) -> Path:
     kernel, box = root(release), root(tools or release)
     sources = key(kernel.name, box.name, Path(__file__).read_bytes(), INIT.read_bytes())
     return built(f"initrd-{release}", sources, lambda path: write_initrd(path, guest_files(kernel, box)))
+
+
+def systemd_initrd(release: str = "bookworm", systemd: str = "trixie") -> Path:
+    """With the systemd of the release ``systemd``; Debian 12's cannot say READY=1 to a host."""
+    kernel, tree = root(release), root(systemd)
+    sources = key(kernel.name, tree.name, Path(__file__).read_bytes())
+    return built(f"systemd-initrd-{release}", sources, lambda path: write_initrd(path, systemd_files(kernel, tree)))
+
+
+def systemd_files(kernel: Path, tree: Path) -> Iterator[File]:
+    yield from busybox(tree)
+    for directory in ("etc", "etc/systemd", "etc/systemd/system", "usr", "usr/lib", "usr/lib/systemd", "lib64"):
+        yield directory, 0o040755, b""
+    yield "init", 0o100755, SYSTEMD_INIT.encode()
+    yield "serve", 0o100644, SYSTEMD_SERVE.encode()
+    for name, unit in SYSTEMD_UNITS.items():
+        yield f"etc/systemd/system/{name}", 0o100644, unit.encode()
+    libraries = set()
+    for program in SYSTEMD:
+        yield program[1:], 0o100755, (tree / program[1:]).read_bytes()
+        listing = subprocess.check_output(["chroot", tree, "/lib64/ld-linux-x86-64.so.2", "--list", program], text=True)
+        libraries |= {word for word in listing.split() if word.startswith("/")}
+    for library in sorted(libraries):
+        directory = "lib64" if "/ld-linux" in library else "usr/lib"
+        yield f"{directory}/{Path(library).name}", 0o100755, (tree / library[1:]).read_bytes()
+    yield from modules(kernel, SYSTEMD_MODULES)
 
 
 def write_initrd(path: Path, files: Iterator[File]) -> None:
