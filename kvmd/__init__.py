@@ -53,6 +53,7 @@ tests/unit/test_house.py reads this table and the imports::
     files       | the files of a directory: read, watched               | errors
     netlink     | the kernel's network: dump, apply, events; taps       | errors host things rtnetlink
     sysctl      | /proc/sys/net, and what it was before                 | things
+    vsock       | a guest's vsock address, and who listens to it        | errors
     neighbours  | packets on taps and uplinks: questions and answers    | guest host network frames vicinity
     firewall    | what a guest may not send                             | guest nftables
     forwarding  | the way through others' firewalls, opened if allowed  | barriers nftables sysbus
@@ -60,12 +61,13 @@ tests/unit/test_house.py reads this table and the imports::
     joining: each brings together what stands above it
     console     | a person at a guest's serial port                     | serial
     streams     | what a guest says: logged, shown at consoles          | errors journal acting console
+    notify      | READY=1 of a guest's systemd, heard over vsock        | pure acting
     dnsmasq     | guests told their addresses: one dnsmasq for each tap | pure ground systemd
     holdings    | what the kernel holds: compared, changed              | things network netlink sysctl
     presence    | guests' addresses on the LAN: announced, defended     | errors guest host survey vicinity neighbours
     lan         | all guests' NICs, reconciled with the kernel          | pure sysbus acting holdings presence
-    handles     | what QEMU needs, opened by root: images, taps         | pure acting lan
-    machine     | one running guest: start, adopt, stop                 | pure ground acting streams dnsmasq lan handles
+    handles     | what QEMU needs, opened by root: images, taps         | pure acting notify lan
+    machine     | one running guest: start, adopt, stop                 | pure ground acting joining
     manager     | all guests: files, start and stop by name             | pure ground acting streams dnsmasq lan machine
     bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager
     __main__    | arguments and wiring                                  | everything

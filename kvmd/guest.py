@@ -91,6 +91,14 @@ class Serial:
 
 
 @dataclass(frozen=True, slots=True)
+class Vsock:
+    """``[vsock]``: ``ready`` if the guest's systemd says so; ``ready_timeout`` in seconds."""
+
+    ready: bool = False
+    ready_timeout: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """One ``[limits]`` key as org.freedesktop.systemd1 wants it: D-Bus property, signature, value."""
 
@@ -122,6 +130,7 @@ class Guest:
     cdroms: tuple[Cdrom, ...] = ()
     nics: tuple[Nic, ...] = ()
     serial: Serial = field(default_factory=Serial)
+    vsock: Vsock = field(default_factory=Vsock)
     limits: Mapping[str, Limit] = field(default_factory=dict)
     qemu_args: tuple[str, ...] = ()
 
@@ -129,6 +138,13 @@ class Guest:
     def board(self) -> Board:
         """What kind of mainboard the machine is: which buses there are and where the drives go."""
         return board(self.machine)
+
+    @property
+    def ready_timeout(self) -> float | None:
+        """How many seconds to wait for it to say that it is ready; None where it is ready as soon as it runs."""
+        if self.vsock.ready:
+            return self.vsock.ready_timeout
+        return self.serial.ready_timeout if self.serial.ready else None
 
     @property
     def unit(self) -> str:

@@ -19,7 +19,7 @@ from uuid import UUID, uuid5
 
 from .claims import GuestFile, conflicts, own_conflicts
 from .errors import InvalidConfiguration, Problem
-from .guest import BACKED_FORMATS, BOARD_BUSES, CD_BUS, NAME, Board, Boot, Cdrom, Disk, Guest, Nic, Serial, board
+from .guest import BACKED_FORMATS, BOARD_BUSES, CD_BUS, NAME, Board, Boot, Cdrom, Disk, Guest, Nic, Serial, Vsock, board
 from .schema import GUEST, HOST, WORKING, Key, Table
 from .toml_lines import Document, KeyPath, show
 from .values import Wrong, either
@@ -181,6 +181,11 @@ def _settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
         nic["model"] = nic.get("model") or (LEGACY_MODEL[kind] if legacy else "virtio")
         if not own.get("address"):
             _drop(nic, own, "configure")
+    serial, vsock = said.get("serial") or {}, said.get("vsock") or {}
+    if vsock.get("ready"):
+        _drop(values["serial"], serial, "ready")
+    if serial.get("ready") or kind == "microvm":
+        _drop(values["vsock"], vsock, "ready")
     return values
 
 
@@ -230,6 +235,12 @@ def _disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             what = f"{show(nic['tap'])} cannot be the name where configure is true"
             yield ("network", position, "tap"), what, 'use letters, digits and "_.-"'
 
+    if values["vsock"].get("ready"):
+        if values["serial"].get("ready"):
+            yield ("vsock", "ready"), "serial.ready is set, too", "a guest says it in one way: remove one of them"
+        if kind == "microvm":
+            yield ("vsock", "ready"), "microvm has no SMBIOS to tell the guest how", "use serial.ready"
+
 
 def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:
     """The guest, with what the file leaves open filled in. What could not be used counts as left open."""
@@ -241,6 +252,7 @@ def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:
         cdroms=tuple(Cdrom(**{"path": Path(), **_given(cdrom)}) for cdrom in values["cdrom"]),
         nics=tuple(_nic(name, position, _given(nic), host) for position, nic in enumerate(values["network"])),
         serial=Serial(**_given(values["serial"])),
+        vsock=Vsock(**_given(values["vsock"])),
         limits=_given(values["limits"]),
         qemu_args=values["qemu"].get("args") or (),
     )

@@ -1,4 +1,4 @@
-"""All that QEMU needs of the host, opened by root: images, taps, monitors, a kernel."""
+"""All that QEMU needs of the host, opened by root: images, taps, monitors, a kernel, vsock."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 from . import images, netlink, qemu
 from .guest import Guest, Nic
 from .lan import Lan
+from .notify import Notify
 from .process import Descriptors
 from .runtime import Runtime
 
@@ -19,6 +20,7 @@ async def open_handles(
     accelerator: Literal["kvm", "tcg"],
     runtime: Runtime,
     lan: Lan,
+    notify: Notify,
     descriptors: Descriptors,
     undo: AsyncExitStack,
 ) -> qemu.Handles:
@@ -33,6 +35,7 @@ async def open_handles(
         serial=runtime.path / "serial",
         kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
         initrd=descriptors.take(images.open_readable(boot.initrd, "initrd")) if boot.initrd else None,
+        vsock=await notify.start(guest.uuid.int, descriptors) if guest.vsock.ready else None,
     )
 
 

@@ -21,6 +21,7 @@ from .guest import Guest, Nic
 from .handles import open_handles
 from .journal import Event, Journal, newest_first
 from .lan import Lan
+from .notify import NOT_SAID, Notify
 from .process import Descriptors, Process, User, spawn
 from .qmp import Qmp, QmpError
 from .runtime import Runtime
@@ -79,6 +80,7 @@ class Machine:
         self._host = host
         self._changed = changed
         self._runtime = Runtime(guest.name)
+        self._notify = Notify(guest.name, self._runtime, self._heard_ready)
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event)
@@ -144,7 +146,9 @@ class Machine:
         streams = self._own_runtime(undo)
         streams.keep()
         with Descriptors() as descriptors:
-            handles = await open_handles(self.guest, accelerator, self._runtime, self._host.lan, descriptors, undo)
+            handles = await open_handles(
+                self.guest, accelerator, self._runtime, self._host.lan, self._notify, descriptors, undo
+            )
             argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
             stderr = descriptors.take(self._runtime.stderr())
             process, release, give_up = await spawn(argv, descriptors, user, stderr)
@@ -170,7 +174,7 @@ class Machine:
         self.started = self._runtime.started()
         await self._register()
         self.state = State.RUNNING
-        if self.guest.serial.ready is None:
+        if self.guest.ready_timeout is None:
             self._become_ready()
 
     async def adopt(self, pid: int) -> None:
@@ -193,7 +197,7 @@ class Machine:
         invocation = self._runtime.invocation()
         streams.follow(invocation, resume=True)
         self.started = self._runtime.started()
-        self._recall(invocation)
+        await self._recall(invocation)
         self._monitor = asyncio.create_task(self._take_monitor(), name=f"monitor of {self.guest.name}")
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
         self.state = State.RUNNING
@@ -227,6 +231,8 @@ class Machine:
         log = self.guest.serial.log
         self._streams = Streams(self.guest.name, self._runtime, self._host.journal, log=log, heard=self._hear)
         undo.push_async_callback(self._streams.close)
+        if self.guest.vsock.ready:
+            undo.callback(self._notify.close)
         return self._streams
 
     def _own_process(self, undo: AsyncExitStack, process: Process) -> None:
@@ -240,10 +246,12 @@ class Machine:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _recall(self, invocation: str) -> None:
+    async def _recall(self, invocation: str) -> None:
         """Whether the guest has said that it is ready in an earlier daemon's time, perhaps as its very last line."""
-        if self.guest.serial.ready is None or self._runtime.ready():
+        if self.guest.ready_timeout is None or self._runtime.ready():
             self.ready.set()
+        elif self.guest.vsock.ready:
+            await self._notify.resume()
         elif newest := next(newest_first(KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial"), None):
             self._hear(str(newest["MESSAGE"]))
 
@@ -251,8 +259,11 @@ class Machine:
         """The guest is ready when it says so."""
         pattern = self.guest.serial.ready
         if pattern and not self.ready.is_set() and pattern.search(line):
-            self._runtime.note_ready()
-            self._become_ready()
+            self._heard_ready()
+
+    def _heard_ready(self) -> None:
+        self._runtime.note_ready()
+        self._become_ready()
 
     def _become_ready(self) -> None:
         self.ready.set()
@@ -260,22 +271,25 @@ class Machine:
 
     async def wait_ready(self) -> None:
         """Returns once the guest is ready. Raises ``Timeout``, after cutting its power, or ``StartFailed``."""
-        serial = self.guest.serial
+        timeout, pattern = self.guest.ready_timeout, self.guest.serial.ready
         ready, closed = (asyncio.create_task(event.wait()) for event in (self.ready, self.closed))
         try:
-            await asyncio.wait((ready, closed), timeout=serial.ready_timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ready, closed), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ready.cancel()
             closed.cancel()
+        if self._notify.missed and not self.ready.is_set() and not self.closed.is_set():
+            self._say(Event.ADOPTED, f"Guest {self.guest.name} counts as ready: {self._notify.missed}", LOG_WARNING)
+            self._notify.heard()
         if self.ready.is_set():
             self._runtime.renew_pid()
             return
-        wanted = f'it printed no line matching "{serial.ready.pattern if serial.ready else ""}"'
+        wanted = f'it printed no line matching "{pattern.pattern}"' if pattern else NOT_SAID
         if self.closed.is_set():
             raise StartFailed(f"guest {self.guest.name} ended before it was ready: {wanted}")
         self._timed_out = True
         await self.terminate()
-        seconds = f"{serial.ready_timeout:g} s"
+        seconds = f"{timeout:g} s"
         raise Timeout(f"guest {self.guest.name} was not ready within {seconds}, its power was cut: {wanted}")
 
     async def _greet(self, undo: AsyncExitStack, streams: Streams) -> None:

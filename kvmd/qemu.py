@@ -26,6 +26,15 @@ class Tap:
 
 
 @dataclass(frozen=True, slots=True)
+class Vsock:
+    """/dev/vhost-vsock with the guest's address, and the port of the host to which its systemd says READY=1."""
+
+    fd: int
+    cid: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Handles:
     """What QEMU gets from the host: everything that root has opened for it. All numbers are inherited descriptors.
 
@@ -47,6 +56,7 @@ class Handles:
     kernel: int | None = None
     initrd: int | None = None
     boot_once: BootDevice | None = None
+    vsock: Vsock | None = None
 
 
 # How a drive attaches to its bus; ``n`` counts the drives of that bus.
@@ -125,6 +135,11 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
         args += [
             "-netdev", f"tap,id=net{number}" + _fds("", tap.queues) + _fds("vhost", tap.vhosts),
             "-device", device + _bootindex(indexes, f"nic{number}"),
+        ]  # fmt: skip
+    if vsock := handles.vsock:  # the credential is systemd's, see systemd.system-credentials(7)
+        args += [
+            "-device", f"vhost-vsock-pci,guest-cid={vsock.cid},vhostfd={vsock.fd}",
+            "-smbios", f"type=11,value=io.systemd.credential:vmm.notify_socket=vsock-stream:2:{vsock.port}",
         ]  # fmt: skip
     return [*args, *guest.qemu_args]
 

@@ -4,6 +4,7 @@ guest.toml kvmd.conf    the files as they were when the guest was started
 qemu.pid                QEMU's process ID, once the guest goes on whatever becomes of the daemon
 pid stop_timeout        for kvmd@NAME.service and its stop helper
 ready                   there once the guest has said so
+vsock                   its address (CID), and the port of the host to which its systemd says it
 qmp qmp.spare           monitor sockets, of the daemon and of the stop helper
 serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
 *.spool                 what was taken from them, and perhaps not logged yet
@@ -107,8 +108,19 @@ class Runtime:
             (self.path / "ready").touch()
 
     def ready(self) -> bool:
-        """Whether the guest has printed that it is ready."""
+        """Whether the guest has said that it is ready."""
         return (self.path / "ready").exists()
+
+    def write_vsock(self, cid: int, port: int) -> None:
+        self.write({"vsock": f"{cid} {port}\n".encode()})
+
+    def vsock(self) -> tuple[int, int]:
+        """What ``write_vsock`` wrote."""
+        try:
+            cid, port = map(int, (self.path / "vsock").read_text().split())
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"its vsock address is not known ({error})") from error
+        return cid, port
 
     def started(self) -> int:
         """Microseconds since the epoch."""

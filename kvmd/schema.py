@@ -96,6 +96,7 @@ GUEST = Table(
             entries=True,
         ),
         "serial": Table({"log": Key(flag), "ready": Key(pattern), "ready_timeout": Key(timeout)}),
+        "vsock": Table({"ready": Key(flag), "ready_timeout": Key(timeout)}),
         "limits": Table({name: Key(parse) for name, parse in LIMITS.items()}),
         "credentials": Table({}, other=Key(text)),
         "cloud_init": Table({"user_data": Key(text), "meta_data": Key(text), "network_config": Key(text)}),

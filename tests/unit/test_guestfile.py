@@ -120,6 +120,26 @@ def test_defaults_lie_underneath() -> None:
     assert not guest("", defaults=defaults).nics
 
 
+@pytest.mark.parametrize(
+    ("text", "defaults", "timeout"),
+    [
+        ("", "", None),
+        ('[vsock]\nready_timeout = "9s"', "", None),
+        ("[vsock]\nready = true", "", 300),
+        ('[vsock]\nready = true\nready_timeout = "9s"', "", 9),
+        ("", '[vsock]\nready = true\nready_timeout = "9s"', 9),
+        ("vsock.ready = false", "[vsock]\nready = true", None),
+        ('machine = "microvm"', "[vsock]\nready = true", None),
+        ('serial = { ready = "login:", ready_timeout = 8 }', "vsock = { ready = true, ready_timeout = 9 }", 8),
+        ("vsock = { ready = true, ready_timeout = 9 }", 'serial = { ready = "login:", ready_timeout = 8 }', 9),
+    ],
+)
+def test_a_guest_says_in_one_way_that_it_is_ready(text: str, defaults: str, timeout: float | None) -> None:
+    web = guest(text, defaults=defaults)
+    assert web.ready_timeout == timeout
+    assert not (web.serial.ready and web.vsock.ready)
+
+
 def test_inherited_creation_is_dropped_where_nothing_is_created() -> None:
     defaults = 'disk = { base = "debian.qcow2", size = "8G" }'
     text = 'disk = [{ path = "a" }, { path = "b", format = "raw" }, { path = "c", readonly = true }]'

@@ -128,6 +128,13 @@ def test_queues_vhost_and_mtu() -> None:
     assert device(argv, "nic0") == "e1000,netdev=net0,id=nic0,mac=52:54:00:00:00:01,romfile="
 
 
+def test_vsock() -> None:
+    argv = qemu.argv(GUEST, replace(HANDLES, vsock=qemu.Vsock(9, 42, 1234)))
+    assert "vhost-vsock-pci,guest-cid=42,vhostfd=9" in values(argv, "-device")
+    notify = "type=11,value=io.systemd.credential:vmm.notify_socket=vsock-stream:2:1234"
+    assert values(argv, "-smbios") == [notify]
+
+
 def test_direct_kernel_boot() -> None:
     guest = replace(
         GUEST, boot=Boot(kernel=Path("/boot/vmlinuz"), initrd=Path("/boot/initrd"), cmdline="console=ttyS0")
