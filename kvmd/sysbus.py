@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 from dbus_next.aio import message_bus as aio
 from dbus_next.constants import BusType, MessageType, NameFlag, RequestNameReply
+from dbus_next.errors import AuthError
 from dbus_next.message import Message
 
 from .errors import KvmdError, Unavailable
@@ -65,20 +67,40 @@ class _Writer(aio._MessageWriter):
             self.bus._finalize(error)
 
 
+class _Bus(aio.MessageBus):
+    """dbus-next 0.2.3 reads from a connection that was closed while it logs in for ever, and nothing else runs."""
+
+    _loop: asyncio.AbstractEventLoop
+    _sock: socket.socket
+
+    def __init__(self) -> None:
+        super().__init__(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+        self._writer = _Writer(self)  # type: ignore[no-untyped-call]
+
+    async def _auth_readline(self) -> str:
+        line = b""
+        while not line.endswith(b"\r\n"):
+            received = await self._loop.sock_recv(self._sock, 2)
+            if not received:
+                raise ConnectionResetError("it closed the connection")
+            line += received
+        return line[:-2].decode()
+
+
 class SystemBus:
     """One connection, used by the client side (``call``, ``subscribe``) and the service side (``serve``) alike."""
 
     def __init__(self) -> None:
-        self._bus: Any = aio.MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
-        self._bus._writer = _Writer(self._bus)  # type: ignore[no-untyped-call]
+        self._bus: Any = None
         self._room = asyncio.Semaphore(WAITING)
         self._signals: list[tuple[str, str, Callable[[Message], None]]] = []
         self._serve: Callable[[Message], bool] = lambda message: False
 
     async def __aenter__(self) -> SystemBus:
         try:
+            self._bus = _Bus()
             await self._bus.connect()
-        except OSError as error:
+        except (OSError, EOFError, AuthError) as error:
             raise Unavailable(f"cannot reach the system bus: {error} (is dbus.service running?)") from error
         self._bus.add_message_handler(self._dispatch)
         return self
@@ -90,7 +112,8 @@ class SystemBus:
 
     async def lost(self) -> None:
         """Returns when the connection has ended."""
-        await self._bus.wait_for_disconnect()
+        with contextlib.suppress(OSError, EOFError):
+            await self._bus.wait_for_disconnect()
 
     def _dispatch(self, message: Message) -> bool:
         if message.message_type is MessageType.SIGNAL:
@@ -121,6 +144,8 @@ class SystemBus:
         )
         try:
             async with self._room:
+                if not self._bus.connected:  # dbus-next would wait for ever
+                    raise EOFError("it was lost")
                 reply: Message = await self._bus.call(message)
         except (OSError, EOFError) as error:
             raise BusError(DISCONNECTED, f"the system bus went away: {error}") from error
