@@ -61,12 +61,12 @@ tests/unit/test_house.py reads this table and the imports::
     joining: each brings together what stands above it
     console     | a person at a guest's serial port                     | serial
     streams     | what a guest says: logged, shown at consoles          | errors journal acting console
-    notify      | READY=1 of a guest's systemd, heard over vsock        | pure acting
+    readiness   | when a guest is ready: by a line of text, by vsock    | pure journal acting
     dnsmasq     | guests told their addresses: one dnsmasq for each tap | pure ground systemd
     holdings    | what the kernel holds: compared, changed              | things network netlink sysctl
     presence    | guests' addresses on the LAN: announced, defended     | errors guest host survey vicinity neighbours
     lan         | all guests' NICs, reconciled with the kernel          | pure sysbus acting holdings presence
-    handles     | what QEMU needs, opened by root: images, taps         | pure acting notify lan
+    handles     | what QEMU needs, opened by root: images, taps         | pure acting readiness lan
     machine     | one running guest: start, adopt, stop                 | pure ground acting joining
     manager     | all guests: files, start and stop by name             | pure ground acting streams dnsmasq lan machine
     bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager

@@ -10,8 +10,8 @@ from typing import Literal
 from . import images, netlink, qemu
 from .guest import Guest, Nic
 from .lan import Lan
-from .notify import Notify
 from .process import Descriptors
+from .readiness import Readiness
 from .runtime import Runtime
 
 
@@ -20,7 +20,7 @@ async def open_handles(
     accelerator: Literal["kvm", "tcg"],
     runtime: Runtime,
     lan: Lan,
-    notify: Notify,
+    readiness: Readiness,
     descriptors: Descriptors,
     undo: AsyncExitStack,
 ) -> qemu.Handles:
@@ -35,7 +35,7 @@ async def open_handles(
         serial=runtime.path / "serial",
         kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
         initrd=descriptors.take(images.open_readable(boot.initrd, "initrd")) if boot.initrd else None,
-        vsock=await notify.start(guest.uuid.int, descriptors) if guest.vsock.ready else None,
+        vsock=await readiness.offer_vsock(descriptors),
     )
 
 

@@ -19,11 +19,11 @@ from .dnsmasq import Dnsmasq
 from .errors import KvmdError, StartFailed, Timeout, Unavailable
 from .guest import Guest, Nic
 from .handles import open_handles
-from .journal import Event, Journal, newest_first
+from .journal import Event, Journal
 from .lan import Lan
-from .notify import NOT_SAID, Notify
 from .process import Descriptors, Process, User, spawn
 from .qmp import Qmp, QmpError
+from .readiness import Readiness
 from .runtime import Runtime
 from .streams import Streams
 from .sysbus import DISCONNECTED, BusError
@@ -80,7 +80,8 @@ class Machine:
         self._host = host
         self._changed = changed
         self._runtime = Runtime(guest.name)
-        self._notify = Notify(guest.name, self._runtime, self._heard_ready)
+        self._readiness = Readiness(guest, self._runtime, host.journal, changed)
+        self.ready = self._readiness.ready
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event)
@@ -95,7 +96,6 @@ class Machine:
         self.accelerator: Literal["", "kvm", "tcg"] = ""
         self.started = 0
         self.released = asyncio.Event()
-        self.ready = asyncio.Event()
         self.closed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -147,7 +147,7 @@ class Machine:
         streams.keep()
         with Descriptors() as descriptors:
             handles = await open_handles(
-                self.guest, accelerator, self._runtime, self._host.lan, self._notify, descriptors, undo
+                self.guest, accelerator, self._runtime, self._host.lan, self._readiness, descriptors, undo
             )
             argv = ["qemu-system-x86_64", *qemu.argv(self.guest, handles)]
             stderr = descriptors.take(self._runtime.stderr())
@@ -174,8 +174,7 @@ class Machine:
         self.started = self._runtime.started()
         await self._register()
         self.state = State.RUNNING
-        if self.guest.ready_timeout is None:
-            self._become_ready()
+        self._readiness.runs()
 
     async def adopt(self, pid: int) -> None:
         """Take over a guest that an earlier daemon started.
@@ -197,7 +196,7 @@ class Machine:
         invocation = self._runtime.invocation()
         streams.follow(invocation, resume=True)
         self.started = self._runtime.started()
-        await self._recall(invocation)
+        await self._readiness.resume(invocation)
         self._monitor = asyncio.create_task(self._take_monitor(), name=f"monitor of {self.guest.name}")
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
         self.state = State.RUNNING
@@ -229,10 +228,9 @@ class Machine:
     def _own_runtime(self, undo: AsyncExitStack) -> Streams:
         undo.callback(self._runtime.remove)
         log = self.guest.serial.log
-        self._streams = Streams(self.guest.name, self._runtime, self._host.journal, log=log, heard=self._hear)
+        self._streams = Streams(self.guest.name, self._runtime, self._host.journal, log=log, heard=self._readiness.hear)
         undo.push_async_callback(self._streams.close)
-        if self.guest.vsock.ready:
-            undo.callback(self._notify.close)
+        undo.callback(self._readiness.close)
         return self._streams
 
     def _own_process(self, undo: AsyncExitStack, process: Process) -> None:
@@ -246,51 +244,14 @@ class Machine:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _recall(self, invocation: str) -> None:
-        """Whether the guest has said that it is ready in an earlier daemon's time, perhaps as its very last line."""
-        if self.guest.ready_timeout is None or self._runtime.ready():
-            self.ready.set()
-        elif self.guest.vsock.ready:
-            await self._notify.resume()
-        elif newest := next(newest_first(KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial"), None):
-            self._hear(str(newest["MESSAGE"]))
-
-    def _hear(self, line: str) -> None:
-        """The guest is ready when it says so."""
-        pattern = self.guest.serial.ready
-        if pattern and not self.ready.is_set() and pattern.search(line):
-            self._heard_ready()
-
-    def _heard_ready(self) -> None:
-        self._runtime.note_ready()
-        self._become_ready()
-
-    def _become_ready(self) -> None:
-        self.ready.set()
-        self._changed()
-
     async def wait_ready(self) -> None:
         """Returns once the guest is ready. Raises ``Timeout``, after cutting its power, or ``StartFailed``."""
-        timeout, pattern = self.guest.ready_timeout, self.guest.serial.ready
-        ready, closed = (asyncio.create_task(event.wait()) for event in (self.ready, self.closed))
         try:
-            await asyncio.wait((ready, closed), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
-            closed.cancel()
-        if self._notify.missed and not self.ready.is_set() and not self.closed.is_set():
-            self._say(Event.ADOPTED, f"Guest {self.guest.name} counts as ready: {self._notify.missed}", LOG_WARNING)
-            self._notify.heard()
-        if self.ready.is_set():
-            self._runtime.renew_pid()
-            return
-        wanted = f'it printed no line matching "{pattern.pattern}"' if pattern else NOT_SAID
-        if self.closed.is_set():
-            raise StartFailed(f"guest {self.guest.name} ended before it was ready: {wanted}")
-        self._timed_out = True
-        await self.terminate()
-        seconds = f"{timeout:g} s"
-        raise Timeout(f"guest {self.guest.name} was not ready within {seconds}, its power was cut: {wanted}")
+            await self._readiness.wait(self.closed)
+        except Timeout:
+            self._timed_out = True
+            await self.terminate()
+            raise
 
     async def _greet(self, undo: AsyncExitStack, streams: Streams) -> None:
         """Wait for QEMU's greeting, or for its end and the reason it gave."""
