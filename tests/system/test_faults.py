@@ -164,6 +164,27 @@ def test_a_qemu_that_hangs_holds_up_nobody(battered: lab.Host) -> None:
     guests.clear()
 
 
+def test_a_daemon_that_hangs_is_replaced(battered: lab.Host) -> None:
+    """By the watchdog; its guests do not notice."""
+    guests = Guests(battered)
+    guests.write("patient", GUEST)
+    guests.start("patient", ready=False)
+    pid = guests.get("patient", "PID")
+    drop_in = "/run/systemd/system/kvmd.service.d/watchdog.conf"
+    battered.write(drop_in, "[Service]\nWatchdogSec=1s\n")
+    battered.run("systemctl", "daemon-reload")
+    battered.run("systemctl", "restart", "kvmd")
+    since = battered.cursor()
+    battered.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", "kvmd")
+    battered.wait_journal("UNIT=kvmd.service", message="Watchdog timeout", since=since)
+    battered.wait_journal("KVMD_GUEST=patient", message="was running already", since=since)
+    battered.run("rm", drop_in)
+    battered.run("systemctl", "daemon-reload")
+    battered.run("systemctl", "restart", "kvmd")
+    assert guests.get("patient", "PID") == pid
+    guests.clear()
+
+
 def last_words(host: lab.Host, name: str) -> str:
     """What a guest whom no daemon listens to says last as its unit stops."""
     script = 'exec 3<>"/run/kvmd/$1/serial.out"; systemctl stop "kvmd@$1"; timeout 1 cat <&3'
