@@ -1,6 +1,6 @@
 """Guests outlive everything but their own end: things are broken at random instants, and all is counted.
 
-KVMD_FAULTS=N injections instead of some 200, KVMD_SEED=N for the same ones once more.
+KVMD_FAULTS=N injections instead of some 200, KVMD_SEED=N for the same ones once more, KVMD_RELEASE=trixie on Debian 13.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .guests import Guests
 
 HERE = Path(__file__).resolve().parent
 COUNT = int(os.environ.get("KVMD_FAULTS", "200"))
+RELEASE = os.environ.get("KVMD_RELEASE", "bookworm")
 SECONDS_PER_FAULT = 5.0  # all else is a machine that hangs
 ADOPTION = 1.0  # seconds
 
@@ -43,7 +44,7 @@ COMPLAINTS = (
 @pytest.fixture(scope="module")
 def battered(deb: Path) -> Iterator[lab.Host]:
     """A host of its own."""
-    with lab.Host("bookworm", deb, name="faults") as host:
+    with lab.Host(RELEASE, deb, name="faults") as host:
         host.make_lan()
         host.write("/var/lib/kvmd/rom", rom.steady())
         host.copy_in(deb, "/run/kvmd.deb")
@@ -116,7 +117,7 @@ def test_nothing_grows(battered: lab.Host) -> None:
 def test_at_poweroff_a_deaf_guest_holds_up_no_other(deb: Path) -> None:
     """Ten guests are shut down side by side; the one that ignores the power button has its own stop_timeout."""
     names = [f"quick{number}" for number in range(9)]
-    with lab.Host("bookworm", deb, name="poweroff") as host:
+    with lab.Host(RELEASE, deb, name="poweroff") as host:
         for name, deaf in [*((name, False) for name in names), ("deaf", True)]:
             host.write(f"/var/lib/kvmd/rom.{deaf}", rom.steady(deaf=deaf))
             text = f'memory = "32M"\naccelerator = "tcg"\nstop_timeout = "{5 if deaf else 60}s"\n'
