@@ -64,3 +64,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             ("journal of the host", host.run("journalctl", "--no-pager", "-n", "60", check=False).stdout)
         )
         host.save_logs()
+
+
+@pytest.fixture(scope="session")
+def vm(deb: Path) -> Iterator[lab.VM]:
+    """The one whole machine with KVM; test_vm.py boots it anew."""
+    with lab.VM("bookworm", deb) as vm:
+        yield vm

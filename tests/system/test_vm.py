@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import lab
-import pytest
 
 from .guests import Guests
 
 DISK = '[[disk]]\npath = "{}.qcow2"\nsize = "16M"\n'
-
-
-@pytest.fixture(scope="module")
-def vm(deb: Path) -> Iterator[lab.VM]:
-    with lab.VM("bookworm", deb) as vm:
-        yield vm
 
 
 def manager(host: lab.Machine, prop: str) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import UUID
 
 import lab
@@ -46,11 +45,9 @@ with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
 """
 
 
-@pytest.fixture(scope="module")
-def vm(deb: Path) -> Iterator[lab.VM]:
-    with lab.VM("bookworm", deb) as vm:
-        vm.copy_in(lab.guests.systemd_initrd("bookworm"), "/var/lib/kvmd/images/systemd.img")
-        yield vm
+@pytest.fixture(scope="module", autouse=True)
+def initrd(vm: lab.VM) -> None:
+    vm.copy_in(lab.guests.systemd_initrd("bookworm"), "/var/lib/kvmd/images/systemd.img")
 
 
 @pytest.fixture
