@@ -67,6 +67,7 @@ tests/unit/test_house.py reads this table and the imports::
     presence    | guests' addresses on the LAN: announced, defended     | errors guest host survey vicinity neighbours
     lan         | all guests' NICs, reconciled with the kernel          | pure sysbus acting holdings presence
     handles     | what QEMU needs, opened by root: images, taps         | pure acting readiness lan
+    nics        | one guest's NICs: claimed, told, given up              | errors guest dnsmasq lan
     machine     | one running guest: start, adopt, stop                 | pure ground acting joining
     manager     | all guests: files, start and stop by name             | pure ground acting streams dnsmasq lan machine
     bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager

@@ -17,10 +17,11 @@ from . import qemu, scope
 from .accelerator import Kvm
 from .dnsmasq import Dnsmasq
 from .errors import KvmdError, StartFailed, Timeout, Unavailable
-from .guest import Guest, Nic
+from .guest import Guest
 from .handles import open_handles
 from .journal import Event, Journal
 from .lan import Lan
+from .nics import Nics
 from .process import Descriptors, Process, User, spawn
 from .qmp import Qmp, QmpError
 from .readiness import Readiness
@@ -82,6 +83,7 @@ class Machine:
         self._runtime = Runtime(guest.name)
         self._readiness = Readiness(guest, self._runtime, host.journal, changed)
         self.ready = self._readiness.ready
+        self._nics = Nics(guest, host.lan, host.dnsmasq)
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event)
@@ -165,10 +167,8 @@ class Machine:
         invocation = await self._host.systemd.invocation_id(self.guest.scope)
         self._runtime.write({"invocation": invocation.encode()})
         streams.follow(invocation, resume=False)
-        await all_of(self._greet(undo, streams), *(self._connect(nic) for nic in self.guest.nics))
-        for nic in self.guest.nics:
-            undo.push_async_callback(self._host.dnsmasq.end, nic)
-            await self._configure(nic)
+        await all_of(self._greet(undo, streams), *self._nics.claims())
+        await self._nics.configure(undo)
         self._runtime.lock()
         self._runtime.write_pid(process.pid)
         self.started = self._runtime.started()
@@ -189,9 +189,7 @@ class Machine:
             raise
         self._own_process(self._undo, process)
         self._undo.push_async_callback(self._qmp.close)
-        for nic in self.guest.nics:
-            self._undo.push_async_callback(self._host.lan.withdraw, nic.tap)
-            self._undo.push_async_callback(self._host.dnsmasq.end, nic)
+        self._nics.adopt(self._undo)
         self.released.set()
         invocation = self._runtime.invocation()
         streams.follow(invocation, resume=True)
@@ -270,34 +268,17 @@ class Machine:
         words = await streams.last_words()
         raise StartFailed(f"QEMU refused: {words}" if words else "QEMU ended at once and gave no reason")
 
-    async def _connect(self, nic: Nic) -> None:
-        """Claim the addresses on the LAN, once nobody else turns out to have them."""
-        await self._host.lan.check(nic)
-        try:
-            await self._host.lan.ready(nic.tap)
-        except Unavailable:
-            if nic.uplink:
-                raise  # a default route may still come, a name that was typed wrong does not
-
-    async def _configure(self, nic: Nic) -> None:
-        if terms := self._host.lan.status(nic.tap).terms:
-            await self._host.dnsmasq.serve(self.guest, terms)
-
     async def configure(self) -> None:
         """The LAN has changed, perhaps: tell the guest, where it is told anything."""
-        for nic in self.guest.nics:
-            try:
-                await self._configure(nic)
-            except KvmdError as error:
-                if self.state in (State.RUNNING, State.PAUSED):
-                    message = f"Guest {self.guest.name} is not told what has changed in its network: {error}"
-                    self._say(Event.NETWORK, message, LOG_WARNING)
+        for error in await self._nics.configure_again():
+            if self.state in (State.RUNNING, State.PAUSED):
+                message = f"Guest {self.guest.name} is not told what has changed in its network: {error}"
+                self._say(Event.NETWORK, message, LOG_WARNING)
 
     async def _register(self) -> None:
-        indexes = [self._host.lan.status(nic.tap).index for nic in self.guest.nics]
         with contextlib.suppress(KvmdError):  # machined only shows the guest
             await self._host.systemd.register_machine(
-                self.guest.name, self.guest.uuid.bytes, self.pid, [index for index in indexes if index]
+                self.guest.name, self.guest.uuid.bytes, self.pid, self._nics.indexes()
             )
 
     # end
@@ -350,8 +331,7 @@ class Machine:
             case "SHUTDOWN":
                 self._end = data["reason"]
             case "RESET":
-                for nic in self.guest.nics:
-                    self._begin(self._host.dnsmasq.forget(nic), f"forget leases of {nic.tap}")
+                self._begin(self._nics.forget(), f"forget leases of {self.guest.name}")
             case "STOP" if self.state is State.RUNNING:
                 self.state = State.PAUSED
             case "RESUME" if self.state is State.PAUSED:
@@ -385,8 +365,7 @@ class Machine:
         with contextlib.suppress(QmpError, TimeoutError):
             async with asyncio.timeout(QUIT_TIMEOUT):
                 await self._qmp.execute("quit")
-                for nic in self.guest.nics:  # while QEMU ends
-                    self._host.lan.give_up(nic.tap)
+                self._nics.give_up()  # while QEMU ends
                 await self.closed.wait()
         if not self.closed.is_set() and self._process:
             self._end = self._end or "killed"
