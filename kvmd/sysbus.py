@@ -103,17 +103,22 @@ class SystemBus:
         except (OSError, EOFError, AuthError) as error:
             raise Unavailable(f"cannot reach the system bus: {error} (is dbus.service running?)") from error
         self._bus.add_message_handler(self._dispatch)
+        self._lost = asyncio.create_task(self._watch(), name="bus")
         return self
+
+    async def _watch(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            await self._bus.wait_for_disconnect()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._lost.cancel()
         self._bus.disconnect()
 
     async def lost(self) -> None:
         """Returns when the connection has ended."""
-        with contextlib.suppress(OSError, EOFError):
-            await self._bus.wait_for_disconnect()
+        await asyncio.wait((self._lost,))
 
     def _dispatch(self, message: Message) -> bool:
         if message.message_type is MessageType.SIGNAL:

@@ -83,7 +83,8 @@ def test_faults(battered: lab.Host) -> None:
     assert sum(tally["injections"].values()) >= COUNT
     # Others use this machine, too: a single one may be late.
     assert statistics.quantiles(adoptions, n=10)[-1] <= ADOPTION
-    assert list(difflib.unified_diff(before, battered.state(), n=0)) == []
+    changed = list(difflib.unified_diff(before, battered.state(), n=0, lineterm=""))
+    assert not changed, "\n".join(changed)
     assert battered.run("ls", "/run/kvmd").stdout.split() in ([], ["sysctl.json"])
     assert not complaints(battered, since, COMPLAINTS)
 
