@@ -16,6 +16,7 @@ from kvmd import netlink
 from kvmd.errors import AddressInUse, StartFailed, Unavailable
 from kvmd.guest import Nic
 from kvmd.lan import Lan
+from kvmd.things import Failure, Operation
 
 from .conftest import (
     HOST4,
@@ -324,6 +325,26 @@ async def test_heals(bottle: Bottle, lan: Lan, trouble: str) -> None:
     settle()
     assert await bottle.lan.reaches(*texts(nic))
     assert await guest.reaches(ROUTER4, ROUTER6, HOST4)
+
+
+async def test_set_down_in_the_middle_of_a_pass(bottle: Bottle, lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses routes to it: that is nobody's to hear of, the next pass sets all right."""
+    _guest, nic = bottle.guest(1)
+    await up(lan, nic)
+    apply, refused = lan._kernel.apply, []
+
+    def disturbed(operations: list[Operation]) -> list[Failure]:
+        if not refused:
+            run("ip", "link", "set", nic.tap, "down")
+        failures = apply(operations)
+        refused.extend(failures)
+        return failures
+
+    monkeypatch.setattr(lan._kernel, "apply", disturbed)
+    run("ip", "route", "del", texts(nic)[0], "dev", nic.tap)
+    await eventually(lambda: refused and run("ip", "route", "show", "proto", "171"))
+    assert lan.status(nic.tap).state == "up"
+    assert not [text for _tap, text, _priority in bottle.reports if "refused" in text]
 
 
 async def test_guest_file_goes_as_the_uplink_comes(bottle: Bottle, lan: Lan) -> None:
