@@ -49,6 +49,7 @@ tests/unit/test_house.py reads this table and the imports::
     qmp         | the few QMP commands and events                       | errors
     serial      | a guest's FIFO → journal entries, each line once      | errors terminal journal
     polkit      | may the caller do this: root, or as polkit says       | errors sysbus
+    interface   | a D-Bus interface as its XML states it: signatures    |
     systemd     | jobs, scopes and units of systemd                     | errors sysbus
     files       | the files of a directory: read, watched               | errors
     netlink     | the kernel's network: dump, apply, events; taps       | errors host things rtnetlink
@@ -70,7 +71,7 @@ tests/unit/test_house.py reads this table and the imports::
     nics        | one guest's NICs: claimed, told, given up              | errors guest dnsmasq lan
     machine     | one running guest: start, adopt, stop                 | pure ground acting joining
     manager     | all guests: files, start and stop by name             | pure ground acting streams dnsmasq lan machine
-    bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit manager
+    bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit interface manager
     __main__    | arguments and wiring                                  | everything
 """
 
