@@ -70,7 +70,10 @@ tests/unit/test_house.py reads this table and the imports::
     handles     | what QEMU needs, opened by root: images, taps         | pure acting readiness lan
     nics        | one guest's NICs: claimed, told, given up              | errors guest dnsmasq lan
     machine     | one running guest: start, adopt, stop                 | pure ground acting joining
-    manager     | all guests: files, start and stop by name             | pure ground acting streams dnsmasq lan machine
+    config      | all of /etc/kvmd, read at once                        | pure files runtime
+    recovery    | what an earlier daemon left: taken over or cleared    | pure ground acting streams machine config
+    known       | a guest as known from its file and its machine        | pure lan machine config
+    manager     | all guests: reconciled, start and stop by name        | pure ground acting joining
     bus         | the D-Bus objects: authorise, one manager call, reply | pure ground polkit interface manager
     __main__    | arguments and wiring                                  | everything
 """

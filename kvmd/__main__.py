@@ -12,32 +12,15 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from . import __version__, files, guestfile
-from .errors import InvalidConfiguration, KvmdError, Problem
-
-CONFIGURATION = Path("/etc/kvmd")
+from . import __version__, config, files
+from .errors import KvmdError, Problem
+from .guestfile import HostIds
 
 
 def check(paths: Sequence[Path]) -> int:
     """``kvmd --check``: print every problem of every file; the exit status."""
-    defaults: tuple[Path, bytes] = (CONFIGURATION / "kvmd.conf", b"")
-    sources: list[tuple[Path, bytes]] = []
-    problems: list[Problem] = []
-    try:
-        defaults = (defaults[0], files.read(defaults[0]) or b"")
-    except InvalidConfiguration as error:
-        problems += error.problems
-    for path in paths or sorted(CONFIGURATION.glob("*.toml")):
-        try:
-            source = files.read(path)
-        except InvalidConfiguration as error:
-            problems += error.problems
-            continue
-        if source is None:
-            problems.append(Problem(str(path), 1, "", "there is no such file"))
-        else:
-            sources.append((path, source))
-    problems += guestfile.check(sources, defaults)
+    found = config.read(HostIds(""), paths)
+    problems = found.problems + [Problem(str(path), 1, "", "there is no such file") for path in found.missing]
     for problem in sorted(problems):
         print(problem)
     return 1 if problems else 0
@@ -75,10 +58,10 @@ async def serve() -> None:
         service = Service(bus, manager)
         manager.changed = service.refresh
         try:
-            watch = files.Watch(CONFIGURATION, manager.reload)
+            watch = files.Watch(config.DIRECTORY, manager.reload)
             stack.callback(watch.close)
         except OSError as error:
-            raise Unavailable(f"cannot watch {CONFIGURATION}: {error.strerror}") from error
+            raise Unavailable(f"cannot watch {config.DIRECTORY}: {error.strerror}") from error
         for directory in resolver_directories():
             with suppress(OSError):  # gone meanwhile
                 stack.callback(files.Watch(directory, manager.resolvers_changed).close)

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .schema import GUEST, HOST, WORKING, Key, Table
 from .toml_lines import Document, KeyPath, show
 from .values import Wrong, either
 
-__all__ = ["GuestFile", "HostIds", "check", "conflicts", "parse", "parse_defaults"]
+__all__ = ["GuestFile", "HostIds", "conflicts", "parse", "parse_defaults"]
 
 Values = Mapping[str, Any]
 
@@ -73,23 +73,6 @@ def parse_defaults(text: str | bytes, file: Path) -> Values:
     if reader.problems:
         raise InvalidConfiguration(reader.problems)
     return defaults
-
-
-def check(sources: Iterable[tuple[Path, bytes]], defaults: tuple[Path, bytes]) -> list[Problem]:
-    """``kvmd --check``: every problem of every file, in order."""
-    problems: list[Problem] = []
-    files: list[GuestFile] = []
-    underlay: Values = {}
-    try:
-        underlay = parse_defaults(defaults[1], defaults[0])
-    except InvalidConfiguration as error:
-        problems += error.problems
-    for path, source in sources:
-        try:
-            files.append(parse(source, path, HostIds(""), underlay))
-        except InvalidConfiguration as error:
-            problems += error.problems
-    return sorted(problems + conflicts(files))
 
 
 class _Reader:

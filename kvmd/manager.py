@@ -1,65 +1,33 @@
-"""All guests: read their files, start and stop them by name, adopt those that run, and tell the bus what changed."""
+"""All guests: what their files say and what runs, start and stop by name, and word to the bus of what changed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from syslog import LOG_ERR
 from typing import Any
 
-from dbus_next.signature import Variant
-
-from . import __version__, accelerator, fdstore, files, guestfile, runtime
+from . import __version__, accelerator, config, guestfile
 from .accelerator import Kvm
+from .config import Entry
 from .dnsmasq import Dnsmasq
-from .errors import Busy, InvalidConfiguration, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
+from .errors import Busy, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
 from .guest import Guest
-from .journal import Event, Journal, newest_first, synchronize
+from .journal import Event, Journal, newest_first
+from .known import Known
 from .lan import Lan
-from .machine import RESULTS, Host, Machine, State
+from .machine import Host, Machine, State
 from .nicstatus import NicStatus
-from .runtime import Runtime
-from .scope import guest_name
-from .streams import bury
+from .recovery import recover
 from .sysbus import BusError
 from .systemd import Systemd
 
-CONFIGURATION = Path("/etc/kvmd")
-SNAPSHOT, DEFAULTS = runtime.FILES
 LOG_LINES = 10_000
 LONGEST_BACK_OFF = 60.0
-
-
-@dataclass
-class Known:
-    """A guest the manager knows of: from its file, from a running QEMU, or both."""
-
-    name: str
-    guest: Guest | None = None
-    snapshot: dict[str, bytes] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    run: Machine | None = None
-    starting: asyncio.Task[None] | None = None
-    failed: str = ""  # the result of a run before this daemon's time
-
-    @property
-    def state(self) -> State:
-        if self.run:
-            return self.run.state
-        return State.FAILED if self.failed else State.STOPPED
-
-    @property
-    def result(self) -> str:
-        return self.run.result if self.run else self.failed or "success"
-
-    @property
-    def on(self) -> bool:
-        """Whether there is a QEMU, or about to be."""
-        return self.run is not None and not self.run.closed.is_set()
 
 
 class Manager:
@@ -89,51 +57,17 @@ class Manager:
         }
 
     def states(self) -> list[tuple[str, str]]:
-        return [(known.name, known.state.value) for known in self._listed()]
-
-    def _listed(self) -> Iterator[Known]:
-        """What the bus shows: guests with a usable file, and those that run."""
-        return (known for _, known in sorted(self._known.items()) if known.guest or known.on)
+        """Of the guests that the bus shows."""
+        return [(name, known.state.value) for name, known in sorted(self._known.items()) if known.shown]
 
     def shows(self, name: str) -> bool:
         """Whether the bus shows this guest."""
         known = self._known.get(name)
-        return known is not None and (known.guest is not None or known.on)
+        return known is not None and known.shown
 
     def guest_properties(self, name: str) -> dict[str, object]:
         """org.kvmd1.Guest. Raises ``NoSuchGuest``, or ``InvalidConfiguration`` with all that is wrong in its file."""
-        known = self._get(name)
-        run = known.run if known.on else None
-        guest = run.guest if run else known.guest
-        if guest is None:
-            raise InvalidConfiguration(known.problems)
-        return {
-            "Name": name,
-            "Description": guest.description,
-            "UUID": str(guest.uuid),
-            "State": known.state.value,
-            "Result": known.result,
-            "Ready": run is not None and run.ready.is_set(),
-            "Unit": guest.unit,
-            "PID": run.pid if run else 0,
-            "Accelerator": run.accelerator if run else "",
-            "ConfigFile": str(guest.file),
-            "NeedsRestart": run is not None and known.guest != run.guest,
-            "Autostart": known.guest.autostart if known.guest else False,
-            "StartTimestamp": run.started if run else 0,
-            "Networks": [self._network(nic.tap, nic.mac, [str(a) for a in nic.addresses]) for nic in guest.nics],
-            "SerialBytes": known.run.serial_bytes if known.run else 0,
-            "SerialPending": known.run.serial_pending if known.run else 0,
-        }
-
-    def _network(self, tap: str, mac: str, addresses: list[str]) -> dict[str, Variant]:
-        status = self._host.lan.status(tap)
-        values = {"tap": tap, "uplink": status.uplink, "mac": mac, "state": status.state, "detail": status.detail}
-        return {
-            **{key: Variant("s", value) for key, value in values.items()},
-            "ifindex": Variant("u", status.index),
-            "addresses": Variant("as", addresses),
-        }
+        return self._get(name).properties(self._host.lan)
 
     def report_network(self, tap: str, sentence: str, priority: int) -> None:
         """What ``Lan`` has to say to a person."""
@@ -152,20 +86,19 @@ class Manager:
 
     def _configure(self, known: Known) -> None:
         """A guest that starts is told by itself, and once more when it runs."""
-        if known.run and known.state in (State.RUNNING, State.PAUSED):
+        if known.run and known.up:
             self._background(known.run.configure(), f"configure {known.name}")
 
     def _guest_of(self, tap: str) -> str | None:
         for known in self._known.values():
-            guest = known.run.guest if known.on and known.run else known.guest
-            if guest and any(nic.tap == tap for nic in guest.nics):
+            if known.current and any(nic.tap == tap for nic in known.current.nics):
                 return known.name
         return None
 
     def _get(self, name: str) -> Known:
         known = self._known.get(name)
         if known is None:
-            raise NoSuchGuest(f"there is no guest {name} (it would be {CONFIGURATION / name}.toml)")
+            raise NoSuchGuest(f"there is no guest {name} (it would be {config.DIRECTORY / name}.toml)")
         return known
 
     def running(self, name: str) -> Machine:
@@ -195,12 +128,11 @@ class Manager:
     async def start(self, name: str) -> None:
         """Start a guest, and its unit with it; returns once it runs. Starting a running guest is no error."""
         known = self._get(name)
-        if known.run and known.starting is None and known.state in (State.RUNNING, State.PAUSED):
+        if known.run and known.starting is None and known.up:
             await known.run.wait_ready()
             return
-        if (
-            known.run and known.starting is None
-        ):  # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
+        if known.run and known.starting is None:
+            # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
             await self._systemd.settled(f"kvmd@{name}.service")
         task = self._starting(known)
         # The unit's own LaunchUnit joins this very start, whichever of the two comes first.
@@ -227,7 +159,7 @@ class Manager:
     async def launch_unit(self, name: str) -> None:
         """kvmd@NAME.service starts: the guest runs when this returns."""
         known = self._get(name)
-        if known.run and known.starting is None and known.state in (State.RUNNING, State.PAUSED):
+        if known.run and known.starting is None and known.up:
             await known.run.wait_ready()
             return
         await self._back_off(f"kvmd@{name}.service")
@@ -258,12 +190,11 @@ class Manager:
         if known.state is State.STOPPING:
             raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
         self._refuse_alone(known.name)
-        if known.guest is None:
-            raise InvalidConfiguration(known.problems)
-        expected = known.run.guest.nics if known.run else known.guest.nics
-        known.run = Machine(known.guest, known.snapshot, self._host, lambda: self.changed(known.name))
+        guest = known.guest()
+        expected = known.run.guest.nics if known.run else guest.nics
+        known.run = Machine(guest, known.file.snapshot, self._host, lambda: self.changed(known.name))
         self.changed(known.name)
-        if expected != known.guest.nics:
+        if expected != guest.nics:
             self._declare()
         known.starting = self._background(self._start(known, known.run), f"start {known.name}")
         return known.starting
@@ -333,8 +264,7 @@ class Manager:
         if not known.on:
             await self.start(name)
             return
-        if known.guest is None:
-            raise InvalidConfiguration(known.problems)
+        known.guest()  # nothing is stopped that could not be started again
         result = await self._systemd.restart_unit(f"kvmd@{name}.service")
         if result != "done":
             reason = known.run.failure if known.run else ""
@@ -350,77 +280,53 @@ class Manager:
         if self._said_to_systemd() != before:
             self._background(self._systemd.reload(), "daemon-reload")
         limits = [
-            self._background(self._set_limits(known, known.guest, known.run), f"limits of {known.name}")
+            self._background(self._set_limits(guest, known.file.snapshot, run), f"limits of {known.name}")
             for known in self._known.values()
-            if known.guest and known.run and known.on and known.guest.limits != known.run.guest.limits
+            if (guest := known.file.guest) and (run := known.run) and known.on and guest.limits != run.guest.limits
         ]
         for name in (*names, None):
             self.changed(name)
         return asyncio.gather(*limits)
 
-    async def _set_limits(self, known: Known, guest: Guest, run: Machine) -> None:
+    async def _set_limits(self, guest: Guest, snapshot: Mapping[str, bytes], run: Machine) -> None:
         """New limits hold at once, where nothing else has changed and none was taken away."""
         kept = run.guest.limits.keys() <= guest.limits.keys()
         if not kept or replace(guest, limits=run.guest.limits) != run.guest:
             return
         try:
-            await run.set_limits(guest, known.snapshot)
+            await run.set_limits(guest, snapshot)
         except (KvmdError, OSError) as error:
-            message = f"The new [limits] of guest {known.name} do not hold before its next start: {error}"
-            self._journal.say(Event.FILE, message, known.name, LOG_ERR)
-        self.changed(known.name)
+            message = f"The new [limits] of guest {guest.name} do not hold before its next start: {error}"
+            self._journal.say(Event.FILE, message, guest.name, LOG_ERR)
+        self.changed(guest.name)
 
     def _said_to_systemd(self) -> dict[str, tuple[bool, str]]:
         """What kvmd-generator makes units of."""
-        guests = (known.guest for known in self._known.values() if known.guest)
+        guests = (known.file.guest for known in self._known.values() if known.file.guest)
         return {
             guest.name: (guest.autostart, guest.restart) for guest in guests if guest.autostart or guest.restart != "no"
         }
 
     def _read_files(self) -> list[str]:
         """The names of all guests that were known or are now."""
-        problems: list[Problem] = []
-        defaults: Mapping[str, Any] = {}
-        defaults_source = b""
-        defaults_file = CONFIGURATION / DEFAULTS
-        try:
-            defaults_source = files.read(defaults_file) or b""
-            defaults = guestfile.parse_defaults(defaults_source, defaults_file)
-            self._open_firewalls = bool(defaults.get("firewall", {}).get("open"))
-        except InvalidConfiguration as error:
-            problems += error.problems
-        unusable = list(problems)  # a guest must not start without the limits that kvmd.conf meant to set
-        for known in self._known.values():
-            known.guest, known.problems = None, []
-        parsed = {}
-        for path in sorted(CONFIGURATION.glob("*.toml")):
-            known = self._known.setdefault(path.stem, Known(path.stem))
-            try:
-                source = files.read(path)
-                if source is None:  # removed just now
-                    continue
-                parsed[path.stem] = guestfile.parse(source, path, self._ids, defaults)
-                known.guest = None if unusable else parsed[path.stem].guest
-                known.problems = unusable
-                known.snapshot = {SNAPSHOT: source, DEFAULTS: defaults_source}
-            except InvalidConfiguration as error:
-                known.problems = error.problems
-                problems += known.problems
-        for problem in guestfile.conflicts(parsed.values()):
-            known = self._known[Path(problem.file).stem]
-            known.guest, known.problems = None, [*known.problems, problem]
-            problems.append(problem)
-        for problem in sorted(set(problems) - set(self._problems)):
-            file = Path(problem.file)
-            self._journal.say(Event.FILE, str(problem), file.stem if file != defaults_file else None, LOG_ERR)
-        self._problems = sorted(problems)
+        found = config.read(self._ids)
+        for name in found.guests:
+            self._known.setdefault(name, Known(name))
         names = list(self._known)
-        self._known = {name: known for name, known in self._known.items() if known.guest or known.problems or known.on}
+        for known in self._known.values():
+            known.file = found.guests.get(known.name, Entry())
+        self._known = {name: known for name, known in self._known.items() if name in found.guests or known.on}
+        if found.open_firewalls is not None:
+            self._open_firewalls = found.open_firewalls
+        for problem in sorted(set(found.problems) - set(self._problems)):
+            file = Path(problem.file)
+            self._journal.say(Event.FILE, str(problem), file.stem if file.suffix == ".toml" else None, LOG_ERR)
+        self._problems = found.problems
         return names
 
     def _declare(self) -> None:
         """Tell the network which taps to expect: those of running guests as they were started, else as in the files."""
-        guests = (known.run.guest if known.on and known.run else known.guest for known in self._known.values())
+        guests = (known.current for known in self._known.values())
         nics = [nic for guest in guests if guest for nic in guest.nics]
         self._host.lan.declare(nics, self._open_firewalls)
 
@@ -433,67 +339,14 @@ class Manager:
         self._ids = guestfile.HostIds(machine_id)
         self._host = Host(lan, self._systemd, self._journal, Dnsmasq(self._systemd, self._journal))
         self._read_files()
-        await synchronize()
-        running = {guest_name(unit) for unit in await self._systemd.units("active", "kvmd-*.scope")}
-        found = runtime.guests()
-        adopted = set(await asyncio.gather(*(self._adopt(name) for name in found if name in running)))
-        ended = [name for name in found if name not in adopted]
-        for name in ended:
-            await bury(name, self._journal)
-        for name in running.difference(found):
-            await self._systemd.clear_empty_scope(f"kvmd-{name}.scope")
-        await self._recall_failures(ended)
-        for unit in await self._systemd.units("failed", "kvmd-*.scope"):
-            if await self._systemd.scope_result(unit) == "resources":  # its process had ended before it was put there
-                await self._systemd.reset_failed(unit)
-        fdstore.release_inherited(adopted)
+        found = await recover(self._host, self._ids, self._known.keys(), lambda name: self.changed(name))
+        for name, machine in found.machines.items():
+            self._known.setdefault(name, Known(name)).run = machine
+        for name, result in found.failures.items():
+            self._known[name].failed = result
+        self._alone = found.alone
         self._declare()
         await self._look_for_kvm()
-
-    async def _adopt(self, name: str) -> str | None:
-        """Take over what runs, or undo what an earlier daemon did not get done; the name of a guest that runs."""
-        scope = f"kvmd-{name}.scope"
-        try:
-            snapshot, pid = Runtime(name).read()
-        except StartFailed as error:
-            self._journal.say(Event.START_FAILED, f"Guest {name} was not started: {error}", name, LOG_ERR)
-            await self._systemd.clear_scope(scope)
-            return None
-        try:
-            defaults = guestfile.parse_defaults(snapshot[DEFAULTS], CONFIGURATION / DEFAULTS)
-            guest = guestfile.parse(snapshot[SNAPSHOT], CONFIGURATION / f"{name}.toml", self._ids, defaults).guest
-            machine = Machine(guest, snapshot, self._host, lambda: self.changed(name))
-            await machine.adopt(pid)
-            self._known.setdefault(name, Known(name)).run = machine
-        except ProcessLookupError:
-            await self._systemd.clear_scope(scope)
-            return None
-        except KvmdError as error:
-            message = f"Guest {name} could not be taken over and goes on alone ({error}): systemctl stop kvmd@{name}"
-            self._journal.say(Event.FAILED, message, name, LOG_ERR)
-            self._alone[name] = pid
-        return name
-
-    async def _recall_failures(self, ended: Collection[str]) -> None:
-        """How guests failed whose end no daemon saw, or an earlier one did, is what PID 1 knows of their units.
-
-        ``ended``: those that nobody was told of yet.
-        """
-        for unit in await self._systemd.units("failed", "kvmd@*.service"):
-            name = unit.removeprefix("kvmd@").removesuffix(".service")
-            known = self._known.get(name)
-            if known is None or known.on:
-                continue
-            result, main_process = await self._systemd.service_result(unit)
-            if not main_process:
-                known.failed = "start-failed"
-            elif await self._systemd.scope_result(f"kvmd-{name}.scope") == "oom-kill":
-                known.failed = "oom-kill"
-            else:  # a panic is QEMU's only reason to exit with an error by itself
-                known.failed = "guest-panic" if result == "exit-code" else "crashed"
-            if name in ended and main_process:
-                message = f"Guest {name} failed while there was no kvmd: {RESULTS[known.failed]}"
-                self._journal.say(Event.FAILED, message, name, LOG_ERR)
 
     def activate_units(self) -> None:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""

@@ -11,7 +11,7 @@ import pytest
 
 from kvmd.errors import InvalidConfiguration
 from kvmd.guest import Guest
-from kvmd.guestfile import GuestFile, HostIds, check, conflicts, derived_tap, parse, parse_defaults
+from kvmd.guestfile import GuestFile, HostIds, conflicts, derived_tap, parse, parse_defaults
 from kvmd.schema import GUEST, WORKING, Table
 from kvmd.toml_lines import Document
 from kvmd.values import Wrong, span
@@ -299,20 +299,6 @@ def test_a_thousand_guests_are_compared_quickly() -> None:
     began = time.process_time()
     assert conflicts(files) == []
     assert time.process_time() - began < 1
-
-
-def test_check() -> None:
-    sources = [
-        (Path("b.toml"), b'[[network]]\ntap = "t"'),
-        (Path("a.toml"), b'[[network]]\ntap = "t"'),
-        (Path("c.toml"), b"cpus = 0\nmemory = 0\n"),
-    ]
-    assert [str(problem).partition(": ")[0] for problem in check(sources, (CONF, b"\nx = 1"))] == [
-        "/etc/kvmd/kvmd.conf:2",
-        "b.toml:2",
-        "c.toml:1",
-        "c.toml:2",
-    ]
 
 
 # lines and values
