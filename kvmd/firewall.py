@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from kvmd.guest import Network, Nic
-from kvmd.nftables import DELETIONS, Changes, Nftables
+from kvmd.nftables import DELETIONS, GENERATION, Changes, Nftables
 
-TABLE = "inet kvmd"
+NAME = "kvmd"
+TABLE = f"inet {NAME}"
 
 # Added before it is deleted: so it is no error where there is none.
 NOTHING = f"add table {TABLE}\ndelete table {TABLE}\n"
@@ -93,6 +94,17 @@ def neighbourhood(prefixes: Collection[Network]) -> str:
     return text
 
 
+def transactions(changes: Iterable[tuple[int, str]]) -> int:
+    """How many changed something of ours."""
+    count, ours = 0, False
+    for kind, table in changes:
+        if kind == GENERATION:
+            count, ours = count + ours, False
+        else:
+            ours = ours or table == NAME
+    return count
+
+
 class Firewall:
     """Keeps the table as the running guests need it."""
 
@@ -102,7 +114,8 @@ class Firewall:
         Raises OSError: no libnftables, no CAP_NET_ADMIN.
         """
         self._lost = lost
-        self.lost = False  # a piece of the table, and not restored since
+        self.restored = False  # by the last call of ``apply``: a piece that somebody had removed
+        self._missing = False
         self._applied: set[Nic] | None = None  # None: not known
         self._lans: frozenset[Network] = frozenset()
         self._nft = Nftables()
@@ -118,6 +131,8 @@ class Firewall:
         A NIC without addresses is the administrator's to filter. Blocks for 0.2 ms per guest that comes or goes.
         """
         wanted = {nic for nic in nics if nic.addresses}
+        self._look()
+        self.restored = False
         if wanted == self._applied and (lans == self._lans or not wanted):
             return ""
         if not wanted:
@@ -128,19 +143,23 @@ class Firewall:
             text = "".join(elements("delete", nic) for nic in self._applied - wanted)
             text += "".join(elements("add", nic) for nic in wanted - self._applied)
             text += neighbourhood(lans) if lans != self._lans else ""
-        self._read()
         error = self._nft.run(text)
-        self._read()  # what we have just caused ourselves
         self._applied, self._lans = None if error else wanted, lans
-        self.lost = self.lost and bool(error)
+        self.restored, self._missing = self._missing and not error, self._missing and bool(error)
+        if transactions(self._changes.read() or ()) > 1:  # one of them is what we have just done ourselves
+            self._applied, self._missing = None, True
+            self._lost()
         return error
 
     def _heard(self) -> None:
-        if self._read() and self._applied:
-            self._applied, self.lost = None, True
+        if self._look():
             self._lost()
 
-    def _read(self) -> bool:
-        """Whether something of ours has been deleted."""
+    def _look(self) -> bool:
+        """Whether something of ours has been deleted, by others."""
         changes = self._changes.read()
-        return changes is None or any(kind in DELETIONS and table == "kvmd" for kind, table in changes)
+        lost = changes is None or any(kind in DELETIONS and table == NAME for kind, table in changes)
+        if lost and self._applied:
+            self._applied, self._missing = None, True
+            return True
+        return False

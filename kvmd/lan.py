@@ -289,9 +289,8 @@ class Lan:
     def _guard(self, nics: list[Nic]) -> str:
         uplinks = {uplink.index: uplink for nic in nics if (uplink := self._survey.uplink(nic)) is not None}
         lans = frozenset(prefix for uplink in uplinks.values() for prefix in self._survey.host.on_link(uplink))
-        lost = self._firewall.lost
         refusal = self._firewall.apply(nics, lans)
-        if lost and nics and not refusal:
+        if self._firewall.restored and nics:
             sentence = "the filter against forged addresses: restored after it was removed or changed"
             self._report(nics[0].tap, sentence, NOTICE)
         return refusal

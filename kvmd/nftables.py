@@ -25,6 +25,9 @@ DELETIONS = frozenset(pair[1] for pair in (TABLE_CHANGES, CHAIN_CHANGES, RULE_CH
 STRUCTURE = frozenset({*TABLE_CHANGES, *CHAIN_CHANGES, *RULE_CHANGES})  # all but sets
 GENERATION = 15  # ends each transaction, and belongs to no table
 
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+RECEIVE_BUFFER = 4 << 20  # bytes; the table of a thousand guests, made at once, takes less
+
 # nftables/libnftables.h, NFT_CTX_OUTPUT_*: handles, JSON, and no elements of named sets (there may be 100,000).
 HANDLE, JSON, TERSE = 1 << 3, 1 << 4, 1 << 11
 
@@ -37,6 +40,7 @@ class Changes:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         self._socket.setblocking(False)
         self._socket.bind((0, 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self._socket.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), heard)
 
@@ -45,7 +49,10 @@ class Changes:
         self._socket.close()
 
     def read(self) -> list[tuple[int, str]] | None:
-        """NFT_MSG_* and table of each since the last call; None: more than the socket holds."""
+        """NFT_MSG_* and table of each since the last call; None: more than the socket holds.
+
+        GENERATION, of no table, comes after those of each transaction.
+        """
         changes: list[tuple[int, str]] = []
         lost = False
         while True:
@@ -59,7 +66,9 @@ class Changes:
                 lost = True  # the rest waits, and is older than the next look
                 continue
             for kind, _flags, _sequence, body in messages(answer):
-                if kind >> 8 == NFNL_SUBSYS_NFTABLES and (number := kind & 0xFF) != GENERATION:
+                if kind >> 8 == NFNL_SUBSYS_NFTABLES and (number := kind & 0xFF) == GENERATION:
+                    changes.append((GENERATION, ""))
+                elif kind >> 8 == NFNL_SUBSYS_NFTABLES:
                     table = attributes(body, 4).get(NFTA_TABLE, b"")
                     changes.append((number, table.rstrip(b"\0").decode(errors="replace")))
 

@@ -135,3 +135,31 @@ async def test_our_own_changes_are_nobody_elses_though_there_are_too_many(bottle
             await lost.wait()
     finally:
         wall.close()
+
+
+async def test_removed_in_the_very_moment_it_is_made(bottle: Bottle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time we look at what we have done, somebody has undone it; or just before we add to it."""
+    lost = asyncio.Event()
+    wall = firewall.Firewall(lost.set)
+    nics = [bottle.guest(number)[1] for number in (1, 2)]
+    make = wall._nft.run
+
+    def undone(text: str) -> str:
+        error = make(text)
+        run("nft", "delete", "table", "inet", "kvmd")
+        return error
+
+    try:
+        monkeypatch.setattr(wall._nft, "run", undone)
+        assert not wall.apply(nics[:1], frozenset())
+        assert lost.is_set()
+        monkeypatch.setattr(wall._nft, "run", make)
+        assert not wall.apply(nics[:1], frozenset())
+        assert wall.restored
+        run("nft", "delete", "table", "inet", "kvmd")
+        assert not wall.apply(nics, frozenset())
+        assert wall.restored
+        assert all(nic.mac in run("nft", "list", "table", "inet", "kvmd") for nic in nics)
+        assert not wall.apply([], frozenset())
+    finally:
+        wall.close()
