@@ -67,6 +67,7 @@ class Lan:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._all, self._deep = False, False  # look at all taps; and at their settings too
         self._new: set[str] = set()  # look at these
+        self._declared = False  # until then nothing is known to be wanted, and nothing may be removed
         self._closed = False
         self._pass: asyncio.Handle | None = None
         self._poll: asyncio.TimerHandle | None = None
@@ -115,6 +116,7 @@ class Lan:
         ``open_firewalls``: let the guests' packets pass where others' firewalls on this host would drop them.
         Taps that exist are set up before it returns, leftovers of others removed. Refusals of the kernel are reported.
         """
+        self._declared = True
         self._nics = {nic.tap: nic for nic in nics}
         self._open_firewalls = open_firewalls
         self._survey.expect(self._nics.keys())
@@ -192,6 +194,9 @@ class Lan:
 
     def _link_changed(self, link: Link, gone: bool) -> None:
         before = self._survey.hear(link, gone)
+        for future in self._waiting.pop(link.name, ()) if gone else ():
+            if not future.done():
+                future.set_result(None)
         if link.name not in self._nics:
             self._schedule(every=before != link or gone)
             known = before is None or gone or (link.carrier, link.mac) == (before.carrier, before.mac)
@@ -200,9 +205,6 @@ class Lan:
             return
         if gone:
             self._over.discard(link.name)
-            for future in self._waiting.pop(link.name, ()):
-                if not future.done():
-                    future.set_result(None)
             self._schedule(every=True)
         elif before != link:
             self._schedule({link.name})
@@ -256,11 +258,11 @@ class Lan:
         self._all, self._deep = self._all or changed, self._deep or changed
 
     def _reconcile(self) -> None:
-        if self._closed:
-            return
         if self._pass is not None:
             self._pass.cancel()
             self._pass = None
+        if self._closed or not self._declared:
+            return
         self._events.read()
         if self._survey.stale:
             self._look()

@@ -14,6 +14,7 @@ import pytest
 
 from kvmd import netlink
 from kvmd.errors import AddressInUse, StartFailed, Unavailable
+from kvmd.forwarding import Forwarding
 from kvmd.guest import Nic
 from kvmd.lan import Lan
 from kvmd.things import Failure, Operation
@@ -233,6 +234,46 @@ async def test_killed_daemon(bottle: Bottle, tmp_path: Path) -> None:
     async with bottle.lan_room(tmp_path) as lan:
         lan.declare([])
         assert not difference(before, snapshot())
+
+
+async def test_nothing_is_removed_before_it_is_known_what_is_wanted(
+    bottle: Bottle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events may come while a new daemon asks the bus for firewalls, and while it takes over its guests."""
+    before = snapshot()
+    guest, nic = bottle.guest(1)
+    async with bottle.lan_room(tmp_path) as lan:
+        await up(lan, nic)
+    running = snapshot()
+
+    async def disturbed(self: Forwarding) -> None:
+        script("ip link add passing type bridge\nip link del passing")
+        for _round in range(5):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Forwarding, "begin", disturbed)
+    async with bottle.lan_room(tmp_path) as lan:
+        await disturbed(lan._forwarding)
+        assert not difference(running, snapshot())
+        lan.declare([nic])
+        assert not [line for line in difference(running, snapshot()) if "nft" not in line]
+        assert await guest.reaches(ROUTER4, ROUTER6)
+        bottle.unplug(nic)
+        await eventually(lambda: lan.status(nic.tap).state == "absent")
+        assert not difference(before, snapshot())
+
+
+async def test_a_guest_may_end_before_it_is_known_what_is_wanted(bottle: Bottle, tmp_path: Path) -> None:
+    """One that is being taken over."""
+    nic = bottle.guest(1, plug=False)[1]
+    async with bottle.lan_room(tmp_path) as lan:
+        fds = lan.open_tap(nic)
+        await eventually(lambda: lan._survey.host.find(nic.tap))
+        over = asyncio.create_task(lan.withdraw(nic.tap))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(netlink.close_all, fds)
+        async with asyncio.timeout(5):
+            await over
 
 
 async def test_nobody_waits_for_a_tap_that_is_not_heard_of_any_more(bottle: Bottle, tmp_path: Path) -> None:
