@@ -19,9 +19,7 @@ from .errors import StartFailed
 
 DEVICE = "/dev/vhost-vsock"
 SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
-FIRST_CID = (
-    3  # linux/vm_sockets.h: those below are the hypervisor, the machine itself and the host; the last one is any
-)
+FIRST_CID = 3  # linux/vm_sockets.h: below are the hypervisor, the machine itself and the host; the last one is any
 CIDS = socket.VMADDR_CID_ANY - FIRST_CID
 ATTEMPTS = 64
 
