@@ -94,15 +94,11 @@ def test_rom() -> None:
         assert [int(line[:8]) for line in lines] == list(range(1, 1001))
 
 
-@pytest.mark.parametrize(("release", "cpu"), [("bookworm", "EPYC,svm=on,npt=on"), ("trixie", "qemu64,-svm")])
-def test_vm(release: str, cpu: str) -> None:
-    with lab.VM(release, cpu=cpu) as vm:
+def test_vm() -> None:
+    """Of Debian 13, on a CPU that cannot virtualise; test_vm.py has the one with KVM, its reboot and its disk."""
+    with lab.VM("trixie", cpu="qemu64,-svm") as vm:
         assert vm.run("systemctl", "is-system-running").stdout == "running\n"
-        assert (vm.run("test", "-c", "/dev/kvm", check=False).returncode == 0) == ("svm=on" in cpu)
+        assert vm.run("test", "-c", "/dev/kvm", check=False).returncode
         assert {"cpu", "memory", "pids"} < set(vm.read("/sys/fs/cgroup/cgroup.controllers").split())
         assert vm.run("cat", input="through\n").stdout == "through\n"
         vm.lan.neighbour("alice", "192.0.2.20", "2001:db8:1::20").ping("2001:db8:1::10")
-        vm.write("/root/kept", "yes\n")
-        assert "Power down" in vm.poweroff()
-        vm.boot()
-        assert vm.read("/root/kept") == "yes\n"
