@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from . import __version__, config, files
-from .errors import KvmdError, Problem
-from .guestfile import HostIds
+from kvmd import __version__
+from kvmd.config.directory import DIRECTORY, read
+from kvmd.config.guestfile import HostIds
+from kvmd.config.watch import Watch
+from kvmd.errors import KvmdError, Problem
 
 
 def check(paths: Sequence[Path]) -> int:
     """``kvmd --check``: print every problem of every file; the exit status."""
-    found = config.read(HostIds(""), paths)
+    found = read(HostIds(""), paths)
     problems = found.problems + [Problem(str(path), 1, "", "there is no such file") for path in found.missing]
     for problem in sorted(problems):
         print(problem)
@@ -30,14 +32,14 @@ async def serve() -> None:
     """Run until SIGTERM. Raises ``KvmdError`` when the daemon cannot work or has lost the bus."""
     from systemd import daemon
 
-    from .bus import NAME, Service
-    from .dnsmasq import resolver_directories
-    from .errors import Unavailable
-    from .journal import Journal
-    from .lan import Lan
-    from .manager import Manager
-    from .sysbus import SystemBus
-    from .systemd import Systemd
+    from kvmd.bus.service import NAME, Service
+    from kvmd.errors import Unavailable
+    from kvmd.guests.manager import Manager
+    from kvmd.network.dnsmasq import resolver_directories
+    from kvmd.network.lan import Lan
+    from kvmd.systemd.journal import Journal
+    from kvmd.systemd.sysbus import SystemBus
+    from kvmd.systemd.units import Systemd
 
     loop = asyncio.get_running_loop()
     terminated = asyncio.Event()
@@ -58,13 +60,13 @@ async def serve() -> None:
         service = Service(bus, manager)
         manager.changed = service.refresh
         try:
-            watch = files.Watch(config.DIRECTORY, manager.reload)
+            watch = Watch(DIRECTORY, manager.reload)
             stack.callback(watch.close)
         except OSError as error:
-            raise Unavailable(f"cannot watch {config.DIRECTORY}: {error.strerror}") from error
+            raise Unavailable(f"cannot watch {DIRECTORY}: {error.strerror}") from error
         for directory in resolver_directories():
             with suppress(OSError):  # gone meanwhile
-                stack.callback(files.Watch(directory, manager.resolvers_changed).close)
+                stack.callback(Watch(directory, manager.resolvers_changed).close)
         await bus.own(NAME)
         daemon.notify("READY=1")
         manager.activate_units()

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .errors import StartFailed
+from kvmd.errors import StartFailed
 
 RUNTIME = Path("/run/kvmd")
 FILES = ("guest.toml", "kvmd.conf")

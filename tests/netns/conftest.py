@@ -24,8 +24,8 @@ import lab
 import pytest
 
 from kvmd.guest import Nic
-from kvmd.lan import Lan
-from kvmd.nicstatus import NicStatus
+from kvmd.network.lan import Lan
+from kvmd.network.model.nicstatus import NicStatus
 
 CLONE_NEWNET = 0x40000000
 ROUTER4, ROUTER6 = "192.0.2.1", "2001:db8:1::1"

@@ -9,9 +9,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from kvmd import firewall
 from kvmd.errors import StartFailed
-from kvmd.lan import Lan
+from kvmd.network.firewalls import firewall
+from kvmd.network.lan import Lan
 
 from .conftest import ROUTER4, ROUTER6, Bottle, eventually, run, settle
 

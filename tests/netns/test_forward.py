@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from kvmd.guest import Nic
-from kvmd.lan import Lan
+from kvmd.network.lan import Lan
 
 from .conftest import Bottle, Space, difference, eventually, run, settle, snapshot
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from kvmd import netlink
 from kvmd.errors import AddressInUse, StartFailed, Unavailable
-from kvmd.forwarding import Forwarding
 from kvmd.guest import Nic
-from kvmd.lan import Lan
-from kvmd.things import Failure, Operation
+from kvmd.network.firewalls.forwarding import Forwarding
+from kvmd.network.kernel import netlink
+from kvmd.network.lan import Lan
+from kvmd.network.model.things import Failure, Operation
 
 from .conftest import (
     HOST4,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmd.lan import Lan
+from kvmd.network.lan import Lan
 
 from .conftest import ROUTER4, ROUTER6, Bottle, advertising, difference, eventually, run, script, settle, snapshot
 

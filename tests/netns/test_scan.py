@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from kvmd.lan import Lan
-from kvmd.network import TAP_MAC
+from kvmd.network.lan import Lan
+from kvmd.network.model.plan import TAP_MAC
 
 from .conftest import Bottle, Space, eventually, run, script, settle
 from .test_lan import up

@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from kvmd.lan import Lan
+from kvmd.network.lan import Lan
 
 from .conftest import HOST4, HOST6, ROUTER4, ROUTER6, Bottle, host_reaches, run, script, settle
 from .test_lan import texts, up

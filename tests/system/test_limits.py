@@ -99,7 +99,7 @@ def shown(guests: Guests, name: str, keys: list[str]) -> dict[str, list[str]]:
 
 def test_every_limit_is_known_here() -> None:
     """What the guest file takes is what this test sets."""
-    source = Path(lab.__file__).parents[2] / "kvmd/limits.py"
+    source = Path(lab.__file__).parents[2] / "kvmd/config/limits.py"
     tested = {line.split()[0] for line in (SETTINGS + LATER_THAN_252).splitlines() if line}
     table = source.read_text().partition("LIMITS = _table(")[2]
     assert tested == {word for word in table.replace('"', " ").split() if word[0].isupper() and word.isalnum()}

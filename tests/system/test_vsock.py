@@ -8,7 +8,7 @@ from uuid import UUID
 import lab
 import pytest
 
-from kvmd.vsock import CIDS, FIRST_CID
+from kvmd.guests.vsock import CIDS, FIRST_CID
 
 from .guests import Guests
 

@@ -1,6 +1,6 @@
 import pytest
 
-from kvmd.accelerator import diagnose, vendor_module
+from kvmd.qemu.accelerator import diagnose, vendor_module
 
 INTEL, AMD, NEITHER = (f"processor : 0\nflags : fpu {flag} sse2\n" for flag in ("vmx", "svm", "tsc"))
 

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from kvmd.barriers import Barrier, Chain, Opening, Passage, barriers, changes, openings, parse, sentence, tables
+from kvmd.network.firewalls.barriers import (
+    Barrier,
+    Chain,
+    Opening,
+    Passage,
+    barriers,
+    changes,
+    openings,
+    parse,
+    sentence,
+    tables,
+)
 
 BASE = Chain("inet", "filter", "forward")
 PASSAGE = Passage("kv-web", "eth0", (4, 6))

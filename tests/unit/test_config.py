@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvmd.config import Configuration, read
-from kvmd.guestfile import HostIds
+from kvmd.config.directory import Configuration, read
+from kvmd.config.guestfile import HostIds
 
 TAP = '[[network]]\ntap = "t"'
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
-from kvmd.dhcp import Terms, configuration, properties, resolvers, terms, unit
 from kvmd.guest import Nic
-from kvmd.host import Host, HostRoute, Link
-from kvmd.network import interfaces, wanted
-from kvmd.things import TapAddress
+from kvmd.network.model.dhcp import Terms, configuration, properties, resolvers, terms, unit
+from kvmd.network.model.host import Host, HostRoute, Link
+from kvmd.network.model.plan import interfaces, wanted
+from kvmd.network.model.things import TapAddress
 
 UPLINK = Link(2, "eth0", "02:00:00:00:00:02", 1400, up=True, carrier=True)
 TAP = Link(7, "kv-snape", transient=True)

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from kvmd.frames import (
+from kvmd.network.wire.frames import (
     ALL_NODES,
     IFINDEX,
     OVERRIDE,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from kvmd.config.guestfile import GuestFile, HostIds, conflicts, derived_tap, parse, parse_defaults
+from kvmd.config.schema import GUEST, WORKING, Table
+from kvmd.config.toml_lines import Document
+from kvmd.config.values import Wrong, span
 from kvmd.errors import InvalidConfiguration
 from kvmd.guest import Guest
-from kvmd.guestfile import GuestFile, HostIds, conflicts, derived_tap, parse, parse_defaults
-from kvmd.schema import GUEST, WORKING, Table
-from kvmd.toml_lines import Document
-from kvmd.values import Wrong, span
 
 FILES = Path(__file__).parent / "guestfiles"
 HOST = HostIds("0123456789abcdef0123456789abcdef")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmd import guestfile
-from kvmd.journal import Event
-from kvmd.schema import GUEST, WORKING, Key, Table
-from kvmd.schema import HOST as OF_THE_HOST
+from kvmd.config import guestfile
+from kvmd.config.schema import GUEST, WORKING, Key, Table
+from kvmd.config.schema import HOST as OF_THE_HOST
+from kvmd.systemd.journal import Event
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

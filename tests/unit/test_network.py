@@ -8,11 +8,11 @@ from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 import pytest
 
 from kvmd.guest import Nic
-from kvmd.host import Host, HostRoute, Link
-from kvmd.network import METRIC, TAP_MAC, mended, plan, wanted
-from kvmd.nicstatus import NOTICE, WARNING, assess, news
-from kvmd.things import ALL, Failure, LinkState, Neighbour, Operation, Proxy, Route, Setting, diff
-from kvmd.vicinity import Verdict, local_addresses, vicinity
+from kvmd.network.model.host import Host, HostRoute, Link
+from kvmd.network.model.nicstatus import NOTICE, WARNING, assess, news
+from kvmd.network.model.plan import METRIC, TAP_MAC, mended, plan, wanted
+from kvmd.network.model.things import ALL, Failure, LinkState, Neighbour, Operation, Proxy, Route, Setting, diff
+from kvmd.network.wire.vicinity import Verdict, local_addresses, vicinity
 
 UPLINK = Link(2, "eth0", "02:00:00:00:00:02", 9000, up=True, carrier=True)
 DOCKER = Link(1, "docker0", "02:00:00:00:00:01", 1500, up=True, carrier=True)

@@ -24,9 +24,9 @@ from uuid import UUID
 
 import pytest
 
-from kvmd import qemu
 from kvmd.guest import MODELS, Boot, Cdrom, Disk, Guest, Nic
-from kvmd.qemu import Handles, Tap
+from kvmd.qemu import argv as qemu
+from kvmd.qemu.argv import Handles, Tap
 
 GUEST = Guest("web", Path("/etc/kvmd/web.toml"), UUID(int=1), memory=64 << 20)
 HANDLES = Handles("tcg", 3, 4, Path("/run/kvmd/web/serial"))

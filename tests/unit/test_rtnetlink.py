@@ -12,8 +12,8 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from kvmd.rtnetlink import encode
-from kvmd.things import LinkState, Neighbour, Operation, Proxy, Route, TapAddress, Thing
+from kvmd.network.kernel.rtnetlink import encode
+from kvmd.network.model.things import LinkState, Neighbour, Operation, Proxy, Route, TapAddress, Thing
 
 REQUEST, ACK, REPLACE, EXCL, CREATE = 1, 4, 0x100, 0x200, 0x400
 MAC = "52:54:00:00:00:01"

@@ -8,10 +8,10 @@ from uuid import UUID
 import pytest
 from dbus_next.signature import SignatureTree, Variant
 
-from kvmd import scope
+from kvmd.config.limits import INFINITY, LIMITS
+from kvmd.config.values import Wrong
 from kvmd.guest import Guest, Limit
-from kvmd.limits import INFINITY, LIMITS
-from kvmd.values import Wrong
+from kvmd.systemd import scope
 
 GUEST = Guest("web", Path("/etc/kvmd/web.toml"), UUID(int=1), stop_timeout=20.0)
 

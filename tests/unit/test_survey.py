@@ -8,9 +8,9 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from kvmd.guest import Nic
-from kvmd.host import HostRoute, Link
-from kvmd.survey import Survey
-from kvmd.things import LinkState
+from kvmd.network.model.host import HostRoute, Link
+from kvmd.network.model.survey import Survey
+from kvmd.network.model.things import LinkState
 
 UPLINK = Link(2, "eth0", "02:00:00:00:00:02", up=True, carrier=True)
 TAP = Link(7, "kv-snape", "9a:00:00:00:00:07", transient=True)

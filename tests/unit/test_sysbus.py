@@ -9,7 +9,7 @@ import pytest
 from dbus_next.message import Message
 
 from kvmd.errors import Unavailable
-from kvmd.sysbus import DBUS, DISCONNECTED, BusError, SystemBus
+from kvmd.systemd.sysbus import DBUS, DISCONNECTED, BusError, SystemBus
 
 GUID = "0123456789abcdef0123456789abcdef"
 LOGIN = (f"OK {GUID}\r\n".encode(), b"AGREE_UNIX_FD\r\n")  # D-Bus specification, authentication protocol

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmd import sysctl
-from kvmd.sysctl import Sysctls
-from kvmd.things import ALL, Operation, Setting
+from kvmd.network.kernel import sysctl
+from kvmd.network.kernel.sysctl import Sysctls
+from kvmd.network.model.things import ALL, Operation, Setting
 
 NAMES = {1: "lo", 2: "eth0", 3: "br0"}
 DELAY = Setting("ipv4/neigh", 2, "proxy_delay", 0)

@@ -1,6 +1,6 @@
 import pytest
 
-from kvmd.terminal import LINE, LONGEST, complete, text
+from kvmd.console.terminal import LINE, LONGEST, complete, text
 
 
 @pytest.mark.parametrize(

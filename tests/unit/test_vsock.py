@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvmd.vsock import CONNECTIONS, LONGEST, Listener, Notification
+from kvmd.guests.vsock import CONNECTIONS, LONGEST, Listener, Notification
 
 CID = 42
 
@@ -75,7 +75,7 @@ def test_nobody_speaks_for_another(cid: int) -> None:
 
 
 def test_connections_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmd.vsock.PATIENCE", 0)
+    monkeypatch.setattr("kvmd.guests.vsock.PATIENCE", 0)
 
     async def run() -> None:
         listener = Listener(CID, lambda: None)

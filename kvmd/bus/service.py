@@ -1,0 +1,276 @@
+"""The D-Bus objects: dispatch → authorise → one manager call → reply. Driven by the interface XML of ``dbus/``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import xml.etree.ElementTree as ElementTree
+from typing import Any, Protocol
+
+from dbus_next.message import Message
+from dbus_next.signature import Variant
+
+from kvmd.bus.interface import OBJECT_MANAGER_XML, STANDARD_XML, Interface
+from kvmd.errors import KvmdError, NoSuchGuest
+from kvmd.guests.manager import Manager
+from kvmd.systemd.journal import log
+from kvmd.systemd.polkit import CONSOLE, MANAGE, authorise
+from kvmd.systemd.scope import escape
+from kvmd.systemd.sysbus import BusError, SystemBus
+
+NAME = "org.kvmd1"
+ROOT = "/org/kvmd1"
+GUESTS = "/org/kvmd1/guest"
+STANDARD = "org.freedesktop.DBus."
+
+# Whoever may talk to the bus may read; every other method asks who is calling.
+OPEN = {"GetGuest", "GetGuestByPID", "ListGuests"}
+
+
+class ProtocolError(KvmdError):
+    """A call that no object of ours understands; ``kind`` is the last part of its org.freedesktop.DBus.Error name."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        self.dbus_name = f"org.freedesktop.DBus.Error.{kind}"
+        super().__init__(text)
+
+
+class Exported(Protocol):
+    """What stands behind an object path: its D-Bus methods by name, and its properties."""
+
+    def properties(self) -> dict[str, object]: ...
+
+
+class ManagerObject:
+    """org.kvmd1.Manager."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def properties(self) -> dict[str, object]:
+        return self._manager.properties()
+
+    async def StartGuest(self, name: str) -> str:
+        await self._manager.start(name)
+        return guest_path(name)
+
+    async def StopGuest(self, name: str) -> None:
+        await self._manager.stop(name)
+
+    async def RestartGuest(self, name: str) -> None:
+        await self._manager.restart(name)
+
+    async def GetGuest(self, name: str) -> str:
+        self._manager.guest_properties(name)
+        return guest_path(name)
+
+    async def GetGuestByPID(self, pid: int) -> str:
+        return guest_path(self._manager.by_pid(pid))
+
+    async def ListGuests(self) -> list[list[str]]:
+        return [[name, state, guest_path(name)] for name, state in self._manager.states()]
+
+    async def Reload(self) -> None:
+        await self._manager.reload()
+
+    async def LaunchUnit(self, name: str) -> None:
+        await self._manager.launch_unit(name)
+
+    async def HaltUnit(self, name: str) -> None:
+        await self._manager.halt_unit(name)
+
+
+class GuestObject:
+    """org.kvmd1.Guest."""
+
+    def __init__(self, manager: Manager, name: str) -> None:
+        self._manager = manager
+        self._name = name
+
+    def properties(self) -> dict[str, object]:
+        return self._manager.guest_properties(self._name)
+
+    async def Start(self) -> None:
+        await self._manager.start(self._name)
+
+    async def Stop(self) -> None:
+        await self._manager.stop(self._name)
+
+    async def Restart(self) -> None:
+        await self._manager.restart(self._name)
+
+    async def Terminate(self) -> None:
+        await self._manager.terminate(self._name)
+
+    async def Shutdown(self) -> None:
+        await self._manager.running(self._name).press_power_button()
+
+    async def Reset(self) -> None:
+        await self._manager.running(self._name).reset()
+
+    async def Pause(self) -> None:
+        await self._manager.running(self._name).pause()
+
+    async def Resume(self) -> None:
+        await self._manager.running(self._name).resume()
+
+    async def OpenConsole(self) -> int:
+        return self._manager.running(self._name).open_console()
+
+    async def ReadLog(self, lines: int) -> list[str]:
+        return await self._manager.read_log(self._name, lines)
+
+
+def guest_path(name: str) -> str:
+    return f"{GUESTS}/{escape(name)}"
+
+
+class Service:
+    """Everything kvmd shows on the bus; ``refresh`` publishes what has changed in the manager."""
+
+    def __init__(self, bus: SystemBus, manager: Manager) -> None:
+        self._bus = bus
+        self._manager = manager
+        self._manager_interface = Interface.load("org.kvmd1.Manager")
+        self._guest_interface = Interface.load("org.kvmd1.Guest")
+        self._standard = Interface.parse(STANDARD_XML)
+        self._object_manager = Interface.parse(OBJECT_MANAGER_XML)
+        self._objects: dict[str, tuple[Interface, Exported]] = {ROOT: (self._manager_interface, ManagerObject(manager))}
+        self._published: dict[str, dict[str, object]] = {ROOT: manager.properties()}
+        self._tasks: set[asyncio.Task[None]] = set()
+        for name, _ in manager.states():
+            self._add(name)
+        bus.serve(self._dispatch)
+
+    def refresh(self, name: str | None) -> None:
+        """The manager's news: of one guest, or of the manager itself."""
+        if name is None:
+            self._emit_changes(ROOT)
+            return
+        path = guest_path(name)
+        known = self._manager.shows(name)
+        if known and path not in self._objects:
+            self._add(name)
+            added = {self._guest_interface.name: self._guest_interface.variants(self._published[path])}
+            self._signal(ROOT, self._object_manager[0], "InterfacesAdded", path, added)
+            self._signal(ROOT, self._manager_interface, "GuestNew", name, path)
+        elif not known and path in self._objects:
+            del self._objects[path], self._published[path]
+            self._signal(ROOT, self._object_manager[0], "InterfacesRemoved", path, [self._guest_interface.name])
+            self._signal(ROOT, self._manager_interface, "GuestRemoved", name, path)
+        elif known:
+            self._emit_changes(path)
+
+    def _add(self, name: str) -> None:
+        path = guest_path(name)
+        guest = GuestObject(self._manager, name)
+        self._objects[path] = (self._guest_interface, guest)
+        self._published[path] = guest.properties()
+
+    def _emit_changes(self, path: str) -> None:
+        interface, exported = self._objects[path]
+        before, now = self._published[path], exported.properties()
+        self._published[path] = now
+        changed = {key: value for key, value in now.items() if key not in interface.silent and before[key] != value}
+        if changed:
+            self._signal(path, self._standard[1], "PropertiesChanged", interface.name, interface.variants(changed), [])
+
+    def _signal(self, path: str, interface: Interface, member: str, *body: object) -> None:
+        signature = interface.signals[member]
+        self._bus.send(Message.new_signal(path, interface.name, member, signature, list(body)))
+
+    def _dispatch(self, message: Message) -> bool:
+        if message.interface == STANDARD + "Peer":
+            return False  # dbus-next answers
+        task = asyncio.create_task(self._answer(message), name=f"{message.member} from {message.sender}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _answer(self, message: Message) -> None:
+        try:
+            signature, values = await self._run(message)
+            fds = [values[0]] if signature == "h" else []
+            reply = Message.new_method_return(message, signature, [0] if fds else values, fds)
+            try:
+                with contextlib.suppress(OSError):  # the bus has gone, and whoever called with it
+                    await self._bus.send(reply)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        except KvmdError as error:
+            name = error.name if isinstance(error, BusError) else error.dbus_name
+            self._bus.send(Message.new_error(message, name, str(error)))
+        except Exception as error:  # noqa: BLE001 - a defect of ours: a line for us, a sentence for the caller
+            where = error.__traceback__
+            while where and where.tb_next:
+                where = where.tb_next
+            place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
+            log.error("internal error in %s: %s: %s (%s)", message.member, type(error).__name__, error, place)
+            text = f"internal error in {message.member} (see journalctl -u kvmd)"
+            self._bus.send(Message.new_error(message, "org.kvmd1.Error.Internal", text))
+
+    async def _run(self, message: Message) -> tuple[str, list[Any]]:
+        if message.member == "Introspect" and message.interface in (None, STANDARD + "Introspectable"):
+            return "s", [self._introspect(message.path)]
+        if message.path not in self._objects:
+            if message.path.startswith(GUESTS + "/"):
+                raise NoSuchGuest(f"there is no guest at {message.path} (org.kvmd1.Manager.ListGuests lists them)")
+            raise ProtocolError("UnknownObject", f"there is no object {message.path}")
+        interface, exported = self._objects[message.path]
+        if message.path == ROOT and message.interface == STANDARD + "ObjectManager":
+            return self._find(self._object_manager[0], message), [self._managed()]
+        if message.interface == STANDARD + "Properties":
+            return self._find(self._standard[1], message), self._property(interface, exported, message)
+        if message.interface not in (None, interface.name):
+            raise ProtocolError("UnknownInterface", f"{message.path} has no interface {message.interface}")
+        signature = self._find(interface, message)
+        if message.member not in OPEN:
+            action = CONSOLE if message.member in ("OpenConsole", "ReadLog") else MANAGE
+            await authorise(self._bus, message, action)
+        result = await getattr(exported, message.member)(*message.body)
+        return signature, [] if signature == "" else [result]
+
+    @staticmethod
+    def _find(interface: Interface, message: Message) -> str:
+        """The out signature of the method called."""
+        if message.member not in interface.methods:
+            raise ProtocolError("UnknownMethod", f"{interface.name} has no method {message.member}")
+        wanted, answers = interface.methods[message.member]
+        if message.signature != wanted:
+            raise ProtocolError("InvalidArgs", f"{message.member} takes {wanted or 'nothing'}, not {message.signature}")
+        return answers
+
+    def _property(self, interface: Interface, exported: Exported, message: Message) -> list[Any]:
+        if message.body[0] not in (interface.name, ""):
+            if message.member == "GetAll" and message.body[0].startswith(STANDARD):
+                return [{}]
+            raise ProtocolError("UnknownInterface", f"{message.path} has no interface {message.body[0]}")
+        values = interface.variants(exported.properties())
+        if message.member == "GetAll":
+            return [values]
+        if message.body[1] not in values:
+            raise ProtocolError("UnknownProperty", f"{interface.name} has no property {message.body[1]}")
+        if message.member == "Set":
+            raise ProtocolError("PropertyReadOnly", f"{message.body[1]} is read-only (edit the guest's file)")
+        return [values[message.body[1]]]
+
+    def _managed(self) -> dict[str, dict[str, dict[str, Variant]]]:
+        return {
+            path: {interface.name: interface.variants(exported.properties())}
+            for path, (interface, exported) in self._objects.items()
+            if path != ROOT
+        }
+
+    def _introspect(self, path: str) -> str:
+        node = ElementTree.Element("node")
+        if path in self._objects:
+            interface, _ = self._objects[path]
+            extra = self._object_manager if path == ROOT else []
+            node.extend(known.element for known in [*self._standard, *extra, interface])
+        below = "/" if path == "/" else path + "/"
+        children = {other[len(below) :].split("/")[0] for other in self._objects if other.startswith(below)}
+        for child in sorted(children):
+            ElementTree.SubElement(node, "node", name=child)
+        return ElementTree.tostring(node, encoding="unicode")

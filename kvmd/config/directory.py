@@ -1,0 +1,75 @@
+"""All of /etc/kvmd read at once: its guests, and every problem of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kvmd import runtime
+from kvmd.config import guestfile, watch
+from kvmd.errors import InvalidConfiguration, Problem
+from kvmd.guest import Guest
+
+DIRECTORY = Path("/etc/kvmd")
+SNAPSHOT, DEFAULTS = runtime.FILES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A guest file: the guest, if it can be used, and what was read for it; else what is wrong."""
+
+    guest: Guest | None = None
+    snapshot: dict[str, bytes] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    guests: dict[str, Entry]
+    problems: list[Problem]  # of all files, kvmd.conf included
+    missing: list[Path]
+    open_firewalls: bool | None  # None: kvmd.conf cannot be used
+
+
+def read(ids: guestfile.HostIds, paths: Sequence[Path] = (), directory: Path = DIRECTORY) -> Configuration:
+    """``paths``: guest files to read instead of all of the directory's."""
+    problems: list[Problem] = []
+    source: bytes = b""
+    defaults: Mapping[str, Any] = {}
+    open_firewalls = None
+    try:
+        source = watch.read(directory / DEFAULTS) or b""
+        defaults = guestfile.parse_defaults(source, directory / DEFAULTS)
+        open_firewalls = bool(defaults.get("firewall", {}).get("open"))
+    except InvalidConfiguration as error:
+        problems += error.problems
+    unusable = list(problems)  # a guest must not start without the limits that kvmd.conf meant to set
+    guests: dict[str, Entry] = {}
+    parsed: list[guestfile.GuestFile] = []
+    missing: list[Path] = []
+    for path in paths or sorted(directory.glob("*.toml")):
+        try:
+            text = watch.read(path)
+            if text is None:
+                missing.append(path)
+                continue
+            parsed.append(guestfile.parse(text, path, ids, defaults))
+            guest = None if unusable else parsed[-1].guest
+            guests[path.stem] = Entry(guest, {SNAPSHOT: text, DEFAULTS: source}, unusable)
+        except InvalidConfiguration as error:
+            guests[path.stem] = Entry(problems=error.problems)
+            problems += error.problems
+    for problem in guestfile.conflicts(parsed):
+        name = Path(problem.file).stem
+        entry = guests[name]
+        guests[name] = replace(entry, guest=None, problems=[*entry.problems, problem])
+        problems.append(problem)
+    return Configuration(guests, sorted(problems), missing, open_firewalls)
+
+
+def recall(name: str, snapshot: Mapping[str, bytes], ids: guestfile.HostIds) -> Guest:
+    """The guest as its files were when the snapshot was taken. Raises ``InvalidConfiguration``."""
+    defaults = guestfile.parse_defaults(snapshot[DEFAULTS], DIRECTORY / DEFAULTS)
+    return guestfile.parse(snapshot[SNAPSHOT], DIRECTORY / f"{name}.toml", ids, defaults).guest

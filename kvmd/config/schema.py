@@ -1,0 +1,120 @@
+"""The keys of a guest file, one row each, and which of them work yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvmd.config.limits import LIMITS
+from kvmd.config.values import (
+    Parse,
+    address,
+    arguments,
+    boot_order,
+    choice,
+    count,
+    flag,
+    image,
+    interface,
+    line,
+    list_of,
+    mac,
+    machine,
+    network,
+    pattern,
+    size,
+    text,
+    timeout,
+    uuid,
+    word,
+)
+from kvmd.guest import BUSES, FORMATS, MODELS
+
+
+@dataclass(frozen=True)
+class Key:
+    """How to read a key; ``host``: it may also stand in kvmd.conf."""
+
+    parse: Parse
+    host: bool = True
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """``[name]``; with ``entries`` ``[[name]]``. ``other`` reads keys of any other name."""
+
+    keys: Mapping[str, Key | Table]
+    entries: bool = False
+    other: Key | None = None
+
+
+GUEST = Table(
+    {
+        "description": Key(line, host=False),
+        "memory": Key(size),
+        "cpus": Key(count(1, 1024)),
+        "accelerator": Key(choice("auto", "kvm", "tcg")),
+        "machine": Key(machine),
+        "cpu": Key(word),
+        "firmware": Key(choice("bios", "uefi")),
+        "profile": Key(choice("linux", "bsd", "windows", "legacy")),
+        "autostart": Key(flag, host=False),
+        "restart": Key(choice("no", "on-failure", "always")),
+        "stop_timeout": Key(timeout),
+        "uuid": Key(uuid, host=False),
+        "boot": Table(
+            {
+                "order": Key(boot_order),
+                "kernel": Key(image),
+                "initrd": Key(image),
+                "cmdline": Key(line),
+            }
+        ),
+        "disk": Table(
+            {
+                "path": Key(image, host=False, required=True),
+                "size": Key(size),
+                "format": Key(choice(*FORMATS)),
+                "base": Key(image),
+                "bus": Key(choice(*BUSES)),
+                "readonly": Key(flag),
+            },
+            entries=True,
+        ),
+        "cdrom": Table({"path": Key(image, host=False, required=True)}, entries=True),
+        "network": Table(
+            {
+                "uplink": Key(interface),
+                "address": Key(list_of(address), host=False),
+                "route": Key(list_of(network), host=False),
+                "mac": Key(mac, host=False),
+                "model": Key(choice(*MODELS)),
+                "tap": Key(interface, host=False),
+                "configure": Key(flag),
+            },
+            entries=True,
+        ),
+        "serial": Table({"log": Key(flag), "ready": Key(pattern), "ready_timeout": Key(timeout)}),
+        "vsock": Table({"ready": Key(flag), "ready_timeout": Key(timeout)}),
+        "limits": Table({name: Key(parse) for name, parse in LIMITS.items()}),
+        "credentials": Table({}, other=Key(text)),
+        "cloud_init": Table({"user_data": Key(text), "meta_data": Key(text), "network_config": Key(text)}),
+        "display": Table({"vnc": Key(flag)}),
+        "tpm": Table({"enabled": Key(flag)}),
+        "qemu": Table({"args": Key(arguments)}),
+    }
+)
+
+# What kvmd.conf may say beyond defaults for guests.
+HOST = Table({"firewall": Table({"open": Key(flag)})})
+
+# What works, of the keys not all of whose values do yet: anything else is refused, never ignored.
+WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {
+    ("firmware",): ("bios",),
+    ("profile",): ("linux", "bsd", "legacy"),
+    ("credentials",): ({},),
+    ("cloud_init",): ({},),
+    ("display", "vnc"): (False,),
+    ("tpm", "enabled"): (False,),
+}

@@ -1,0 +1,410 @@
+"""One running guest: started as one stack of things to undo, observed by pidfd and QMP, ended once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from enum import Enum
+from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
+from typing import Any, Literal
+
+from kvmd.console.streams import Streams
+from kvmd.errors import KvmdError, StartFailed, Timeout, Unavailable
+from kvmd.guest import Guest
+from kvmd.guests.handles import open_handles
+from kvmd.guests.nics import Nics
+from kvmd.guests.readiness import Readiness
+from kvmd.network.dnsmasq import Dnsmasq
+from kvmd.network.lan import Lan
+from kvmd.qemu.accelerator import Kvm
+from kvmd.qemu.argv import argv
+from kvmd.qemu.process import Descriptors, Process, User, spawn
+from kvmd.qemu.qmp import Qmp, QmpError
+from kvmd.runtime import Runtime
+from kvmd.systemd import scope
+from kvmd.systemd.journal import Event, Journal
+from kvmd.systemd.sysbus import DISCONNECTED, BusError
+from kvmd.systemd.units import Systemd
+
+POWER_BUTTON_INTERVAL = 2.0
+QUIT_TIMEOUT = 2.0
+MONITOR_PATIENCE = 0.3
+RESULTS = {
+    "crashed": "QEMU was killed or crashed",
+    "guest-panic": "its kernel panicked",
+    "oom-kill": "it was killed for lack of memory (its MemoryMax must exceed the guest's memory by some 100 MiB)",
+}
+
+
+class State(Enum):
+    """As on the bus."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What every guest of this host shares."""
+
+    lan: Lan
+    systemd: Systemd
+    journal: Journal
+    dnsmasq: Dnsmasq
+
+
+async def all_of(*work: Coroutine[Any, Any, None]) -> None:
+    """Do everything at once; the first failure ends the rest, and is raised."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Machine:
+    """A guest from the moment it is asked to start until all it left is gone; ``closed`` is set then."""
+
+    def __init__(self, guest: Guest, snapshot: Mapping[str, bytes], host: Host, changed: Callable[[], None]) -> None:
+        self.guest = guest
+        self._snapshot = snapshot
+        self._host = host
+        self._changed = changed
+        self._runtime = Runtime(guest.name)
+        self._readiness = Readiness(guest, self._runtime, host.journal, changed)
+        self.ready = self._readiness.ready
+        self._nics = Nics(guest, host.lan, host.dnsmasq)
+        self._state = State.STARTING
+        self._undo = AsyncExitStack()
+        self._qmp = Qmp(self._on_event)
+        self._end = ""
+        self._timed_out = False
+        self._streams: Streams | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._monitor: asyncio.Task[None] | None = None
+        self._process: Process | None = None
+        self.result = "success"
+        self.failure = ""
+        self.accelerator: Literal["", "kvm", "tcg"] = ""
+        self.started = 0
+        self.released = asyncio.Event()
+        self.closed = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if state is not self._state:
+            self._state = state
+            self._changed()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process and not self._process.ended.is_set() else 0
+
+    @property
+    def serial_bytes(self) -> int:
+        return self._streams.serial.spool.taken if self._streams else 0
+
+    @property
+    def serial_pending(self) -> int:
+        return self._streams.serial.spool.pending if self._streams else 0
+
+    async def start(self, find_kvm: Awaitable[Kvm]) -> None:
+        """Returns once QEMU runs and the network is applied. Raises ``KvmdError``; nothing is left over then."""
+        try:
+            async with AsyncExitStack() as undo:
+                await self._start(undo, await find_kvm)
+                self._undo = undo.pop_all()
+        except BaseException as error:
+            if isinstance(error, KvmdError):
+                self.failure = str(error)
+                self._say(Event.START_FAILED, f"Guest {self.guest.name} could not be started: {error}", LOG_ERR)
+            self._close(State.FAILED, "start-failed")
+            raise
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
+        self._say(Event.STARTED, f"Guest {self.guest.name} is running ({self.accelerator}, PID {self.pid})")
+
+    async def _start(self, undo: AsyncExitStack, kvm: Kvm) -> None:
+        self.accelerator = accelerator = self._choose_accelerator(kvm)
+        user = User.find()
+        if accelerator == "kvm" and kvm.group is not None:
+            user = replace(user, groups=(kvm.group,))
+        stop_timeout = f"{self.guest.stop_timeout}\n".encode()
+        self._runtime.make({**self._snapshot, "stop_timeout": stop_timeout}, user.uid, user.gid)
+        streams = self._own_runtime(undo)
+        streams.keep()
+        with Descriptors() as descriptors:
+            handles = await open_handles(
+                self.guest, accelerator, self._runtime, self._host.lan, self._readiness, descriptors, undo
+            )
+            command = ["qemu-system-x86_64", *argv(self.guest, handles)]
+            stderr = descriptors.take(self._runtime.stderr())
+            process, release, give_up = await spawn(command, descriptors, user, stderr)
+        self._own_process(undo, process)
+        try:
+            await self._host.systemd.start_transient(self.guest.scope, scope.properties(self.guest, process.pid))
+        except BaseException as error:
+            give_up()
+            if isinstance(error, StartFailed):
+                raise StartFailed(scope.blame(self.guest, str(error))) from error
+            raise
+        release()
+        self.released.set()
+        invocation = await self._host.systemd.invocation_id(self.guest.scope)
+        self._runtime.write({"invocation": invocation.encode()})
+        streams.follow(invocation, resume=False)
+        await all_of(self._greet(undo, streams), *self._nics.claims())
+        await self._nics.configure(undo)
+        self._runtime.lock()
+        self._runtime.write_pid(process.pid)
+        self.started = self._runtime.started()
+        await self._register()
+        self.state = State.RUNNING
+        self._readiness.runs()
+
+    async def adopt(self, pid: int) -> None:
+        """Take over a guest that an earlier daemon started.
+
+        Raises ``ProcessLookupError`` where it has ended, ``StartFailed`` where it must be left alone.
+        """
+        process = Process(pid)
+        try:
+            streams = self._own_runtime(self._undo)
+        except StartFailed:
+            process.close()
+            raise
+        self._own_process(self._undo, process)
+        self._undo.push_async_callback(self._qmp.close)
+        self._nics.adopt(self._undo)
+        self.released.set()
+        invocation = self._runtime.invocation()
+        streams.follow(invocation, resume=True)
+        self.started = self._runtime.started()
+        await self._readiness.resume(invocation)
+        self._monitor = asyncio.create_task(self._take_monitor(), name=f"monitor of {self.guest.name}")
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
+        self.state = State.RUNNING
+        self._say(Event.ADOPTED, f"Guest {self.guest.name} was running already (PID {self.pid})")
+        await asyncio.wait((self._monitor,), timeout=MONITOR_PATIENCE)
+
+    async def _take_monitor(self) -> None:
+        """A QEMU that hangs, or is stopped, keeps nobody waiting: it answers once it goes on."""
+        try:
+            await self._qmp.connect(self._runtime.path / "qmp")
+            self.accelerator = "kvm" if (await self._qmp.execute("query-kvm"))["enabled"] else "tcg"
+            if (await self._qmp.execute("query-status"))["status"] == "paused" and self.state is State.RUNNING:
+                self.state = State.PAUSED
+        except QmpError as error:
+            if self.pid:
+                self._say(Event.FAILED, f"Guest {self.guest.name} cannot be steered: {error}", LOG_ERR)
+
+    def _choose_accelerator(self, kvm: Kvm) -> Literal["kvm", "tcg"]:
+        if self.guest.accelerator == "tcg":
+            return "tcg"
+        if kvm.usable:
+            return "kvm"
+        if self.guest.accelerator == "kvm":
+            raise StartFailed(f'KVM is not usable: {kvm.reason}; accelerator = "auto" would emulate instead')
+        warning = f"Guest {self.guest.name} is emulated (TCG), much slower than KVM: {kvm.reason}"
+        self._say(Event.EMULATED, warning, LOG_WARNING)
+        return "tcg"
+
+    def _own_runtime(self, undo: AsyncExitStack) -> Streams:
+        undo.callback(self._runtime.remove)
+        log = self.guest.serial.log
+        self._streams = Streams(self.guest.name, self._runtime, self._host.journal, log=log, heard=self._readiness.hear)
+        undo.push_async_callback(self._streams.close)
+        undo.callback(self._readiness.close)
+        return self._streams
+
+    def _own_process(self, undo: AsyncExitStack, process: Process) -> None:
+        self._process = process
+        undo.callback(process.close)
+        undo.push_async_callback(self._kill)
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Nobody waits for it."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def wait_ready(self) -> None:
+        """Returns once the guest is ready. Raises ``Timeout``, after cutting its power, or ``StartFailed``."""
+        try:
+            await self._readiness.wait(self.closed)
+        except Timeout:
+            self._timed_out = True
+            await self.terminate()
+            raise
+
+    async def _greet(self, undo: AsyncExitStack, streams: Streams) -> None:
+        """Wait for QEMU's greeting, or for its end and the reason it gave."""
+        assert self._process is not None
+        undo.push_async_callback(self._qmp.close)
+        greeting = asyncio.create_task(self._qmp.connect(self._runtime.path / "qmp"))
+        ended = asyncio.create_task(self._process.ended.wait())
+        try:
+            await asyncio.wait((greeting, ended), return_when=asyncio.FIRST_COMPLETED)
+            if greeting.done() and not greeting.exception():
+                return
+            await ended
+        finally:
+            greeting.cancel()
+            ended.cancel()
+        words = await streams.last_words()
+        raise StartFailed(f"QEMU refused: {words}" if words else "QEMU ended at once and gave no reason")
+
+    async def configure(self) -> None:
+        """The LAN has changed, perhaps: tell the guest, where it is told anything."""
+        for error in await self._nics.configure_again():
+            if self.state in (State.RUNNING, State.PAUSED):
+                message = f"Guest {self.guest.name} is not told what has changed in its network: {error}"
+                self._say(Event.NETWORK, message, LOG_WARNING)
+
+    async def _register(self) -> None:
+        with contextlib.suppress(KvmdError):  # machined only shows the guest
+            await self._host.systemd.register_machine(
+                self.guest.name, self.guest.uuid.bytes, self.pid, self._nics.indexes()
+            )
+
+    # end
+
+    async def _watch(self) -> None:
+        assert self._process
+        await self._process.ended.wait()
+        if self._monitor:
+            await self._monitor
+        await self._qmp.drain()
+        try:
+            state, result = await self._verdict()
+        except BusError as error:
+            if error.name == DISCONNECTED:
+                return  # this daemon ends; the next one asks again
+            state, result = State.FAILED, "crashed"
+        try:
+            await self._undo.aclose()
+        except (KvmdError, OSError) as error:
+            self._say(Event.FAILED, f"Guest {self.guest.name} left something over: {error}", LOG_WARNING)
+        if state is State.STOPPED:
+            self._say(Event.STOPPED, f"Guest {self.guest.name} is off ({result})")
+        else:
+            self._say(Event.FAILED, f"Guest {self.guest.name} failed: {RESULTS[result]}", LOG_ERR)
+        self._close(state, result)
+
+    async def _verdict(self) -> tuple[State, str]:
+        """By the last SHUTDOWN event (qapi/run-state.json); a QEMU that was killed or crashed sends none."""
+        limits = await self._host.systemd.scope_result(self.guest.scope) if not self._end else ""
+        if self._timed_out:
+            return State.STOPPED, "timeout"
+        if self._end == "guest-panic":
+            return State.FAILED, "guest-panic"
+        if not self._end and self._monitor:  # it may have ended before we could listen
+            await self._host.systemd.settled(self.guest.unit)
+            if (await self._host.systemd.service_result(self.guest.unit))[0] == "success":
+                return State.STOPPED, "success"
+        if not self._end:
+            return State.FAILED, "oom-kill" if limits == "oom-kill" else "crashed"
+        return State.STOPPED, "success"
+
+    def _close(self, state: State, result: str) -> None:
+        self.result = result
+        self.released.set()
+        self.closed.set()
+        self.state = state
+
+    def _on_event(self, event: str, data: dict[str, Any]) -> None:
+        match event:
+            case "SHUTDOWN":
+                self._end = data["reason"]
+            case "RESET":
+                self._begin(self._nics.forget(), f"forget leases of {self.guest.name}")
+            case "STOP" if self.state is State.RUNNING:
+                self.state = State.PAUSED
+            case "RESUME" if self.state is State.PAUSED:
+                self.state = State.RUNNING
+
+    async def stop(self) -> None:
+        """Press the power button until it is heard, cut the power after ``stop_timeout``; returns once all is gone."""
+        self.state = State.STOPPING
+        deadline = time.monotonic() + self.guest.stop_timeout
+        while not self.closed.is_set() and (left := deadline - time.monotonic()) > 0:
+            # Pressed before the guest's ACPI driver is up it is lost for ever: press again.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(POWER_BUTTON_INTERVAL, left)):
+                    with contextlib.suppress(QmpError):
+                        await self._qmp.execute("cont")
+                        await self._qmp.execute("system_powerdown")
+                    await self.closed.wait()
+        if not self.closed.is_set():
+            self._timed_out = True
+            seconds = f"{self.guest.stop_timeout:g} s"
+            self._say(
+                Event.FAILED,
+                f"Guest {self.guest.name} did not power off within {seconds}: cutting its power",
+                LOG_WARNING,
+            )
+            await self.terminate()
+
+    async def terminate(self) -> None:
+        """Cut the power; returns once all is gone."""
+        self.state = State.STOPPING
+        with contextlib.suppress(QmpError, TimeoutError):
+            async with asyncio.timeout(QUIT_TIMEOUT):
+                await self._qmp.execute("quit")
+                self._nics.give_up()  # while QEMU ends
+                await self.closed.wait()
+        if not self.closed.is_set() and self._process:
+            self._end = self._end or "killed"
+            self._process.signal(signal.SIGKILL)
+            await self.closed.wait()
+
+    async def _kill(self) -> None:
+        assert self._process
+        self._process.signal(signal.SIGKILL)
+        await self._process.ended.wait()
+
+    # steer
+
+    async def set_limits(self, guest: Guest, snapshot: Mapping[str, bytes]) -> None:
+        """Go on as ``guest``, which differs in its limits only. Raises ``KvmdError``."""
+        try:
+            await self._host.systemd.set_properties(guest.scope, scope.changed_limits(guest))
+        except KvmdError as error:
+            raise Unavailable(scope.blame(guest, f"systemd refused it: {error}")) from error
+        self.guest = guest
+        self._runtime.write(snapshot)
+
+    def open_console(self) -> int:
+        """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
+        assert self._streams is not None
+        return self._streams.open_console()
+
+    async def press_power_button(self) -> None:
+        await self._qmp.execute("system_powerdown")
+
+    async def reset(self) -> None:
+        await self._qmp.execute("system_reset")
+
+    async def pause(self) -> None:
+        await self._qmp.execute("stop")
+
+    async def resume(self) -> None:
+        await self._qmp.execute("cont")
+
+    def _say(self, event: Event, message: str, priority: int = LOG_INFO) -> None:
+        self._host.journal.say(event, message, self.guest.name, priority)

@@ -1,0 +1,384 @@
+"""All guests: what their files say and what runs, start and stop by name, and word to the bus of what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from syslog import LOG_ERR
+from typing import Any
+
+from kvmd import __version__
+from kvmd.config import directory, guestfile
+from kvmd.config.directory import Entry
+from kvmd.errors import Busy, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
+from kvmd.guest import Guest
+from kvmd.guests.known import Known
+from kvmd.guests.machine import Host, Machine, State
+from kvmd.guests.recovery import recover
+from kvmd.network.dnsmasq import Dnsmasq
+from kvmd.network.lan import Lan
+from kvmd.network.model.nicstatus import NicStatus
+from kvmd.qemu import accelerator
+from kvmd.qemu.accelerator import Kvm
+from kvmd.systemd.journal import Event, Journal, newest_first
+from kvmd.systemd.sysbus import BusError
+from kvmd.systemd.units import Systemd
+
+LOG_LINES = 10_000
+LONGEST_BACK_OFF = 60.0
+
+
+class Manager:
+    """``changed`` is called with a guest's name, or with None for what concerns the manager itself."""
+
+    def __init__(self, systemd: Systemd, journal: Journal) -> None:
+        self._systemd = systemd
+        self._journal = journal
+        self._known: dict[str, Known] = {}
+        self._problems: list[Problem] = []
+        self._ids = guestfile.HostIds("")
+        self._open_firewalls = False
+        self._kvm = Kvm("not looked at yet")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._alone: dict[str, int] = {}  # QEMU of those that run, but could not be taken over
+        self._closed = False
+        self.changed: Callable[[str | None], None] = lambda name: None
+
+    # what there is
+
+    def properties(self) -> dict[str, object]:
+        """org.kvmd1.Manager."""
+        return {
+            "Version": __version__,
+            "Accelerator": "kvm" if self._kvm.usable else "tcg",
+            "Problems": [str(problem) for problem in self._problems],
+        }
+
+    def states(self) -> list[tuple[str, str]]:
+        """Of the guests that the bus shows."""
+        return [(name, known.state.value) for name, known in sorted(self._known.items()) if known.shown]
+
+    def shows(self, name: str) -> bool:
+        """Whether the bus shows this guest."""
+        known = self._known.get(name)
+        return known is not None and known.shown
+
+    def guest_properties(self, name: str) -> dict[str, object]:
+        """org.kvmd1.Guest. Raises ``NoSuchGuest``, or ``InvalidConfiguration`` with all that is wrong in its file."""
+        return self._get(name).properties(self._host.lan)
+
+    def report_network(self, tap: str, sentence: str, priority: int) -> None:
+        """What ``Lan`` has to say to a person."""
+        self._journal.say(Event.NETWORK, sentence, self._guest_of(tap), priority)
+
+    def network_changed(self, status: NicStatus) -> None:
+        if name := self._guest_of(status.tap):
+            self.changed(name)
+            if status.terms:
+                self._configure(self._known[name])
+
+    def resolvers_changed(self) -> None:
+        """The host may have other name servers now."""
+        for known in self._known.values():
+            self._configure(known)
+
+    def _configure(self, known: Known) -> None:
+        """A guest that starts is told by itself, and once more when it runs."""
+        if known.run and known.up:
+            self._background(known.run.configure(), f"configure {known.name}")
+
+    def _guest_of(self, tap: str) -> str | None:
+        for known in self._known.values():
+            if known.current and any(nic.tap == tap for nic in known.current.nics):
+                return known.name
+        return None
+
+    def _get(self, name: str) -> Known:
+        known = self._known.get(name)
+        if known is None:
+            raise NoSuchGuest(f"there is no guest {name} (it would be {directory.DIRECTORY / name}.toml)")
+        return known
+
+    def running(self, name: str) -> Machine:
+        """The guest's machine. Raises ``NoSuchGuest``, ``NotRunning`` or, while it starts, ``Busy``."""
+        known = self._get(name)
+        if not known.on or known.run is None:
+            raise NotRunning(f"guest {name} is not running")
+        if known.state is State.STARTING:
+            raise Busy(f"guest {name} is just being started")
+        return known.run
+
+    async def read_log(self, name: str, lines: int) -> list[str]:
+        """The guest's last serial lines of this boot, oldest first, also of runs that are over."""
+        self._get(name)
+        entries = newest_first(KVMD_GUEST=name, KVMD_STREAM="serial")
+        newest = await asyncio.to_thread(lambda: list(islice(entries, min(lines, LOG_LINES))))
+        return [str(entry["MESSAGE"]) for entry in reversed(newest)]
+
+    def by_pid(self, pid: int) -> str:
+        for known in self._known.values():
+            if pid and known.on and known.run and known.run.pid == pid:
+                return known.name
+        raise NoSuchGuest(f"no guest has the process {pid}")
+
+    # start and stop
+
+    async def start(self, name: str) -> None:
+        """Start a guest, and its unit with it; returns once it runs. Starting a running guest is no error."""
+        known = self._get(name)
+        if known.run and known.starting is None and known.up:
+            await known.run.wait_ready()
+            return
+        if known.run and known.starting is None:
+            # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
+            await self._systemd.settled(f"kvmd@{name}.service")
+        task = self._starting(known)
+        # The unit's own LaunchUnit joins this very start, whichever of the two comes first.
+        job = asyncio.create_task(self._start_unit(f"kvmd@{name}.service", known))
+        try:
+            await asyncio.gather(asyncio.shield(task), job, return_exceptions=True)
+        finally:
+            if known.starting is task:
+                known.starting = None
+        task.result()
+        if (result := job.result()) != "done":
+            if known.on and known.run:
+                await known.run.terminate()
+            raise StartFailed(f"systemd did not start kvmd@{name}.service (job {result}; see systemctl status)")
+
+    async def _start_unit(self, unit: str, known: Known) -> str:
+        if known.run:
+            await known.run.released.wait()  # PID 1 has QEMU's scope to make first
+        try:
+            return await self._systemd.start_unit(unit)
+        except BusError as error:
+            return str(error)
+
+    async def launch_unit(self, name: str) -> None:
+        """kvmd@NAME.service starts: the guest runs when this returns."""
+        known = self._get(name)
+        if known.run and known.starting is None and known.up:
+            await known.run.wait_ready()
+            return
+        await self._back_off(f"kvmd@{name}.service")
+        alone = known.starting is None
+        task = self._starting(known)
+        try:
+            await asyncio.shield(task)
+        finally:
+            if alone and known.starting is task:
+                known.starting = None
+        if known.run and await self._systemd.state(f"kvmd@{name}.service") not in ("activating", "active"):
+            await known.run.terminate()  # stopped while it was starting
+
+    async def _back_off(self, unit: str) -> None:
+        """A guest that ends again and again is started again at growing intervals. Raises ``Busy`` if it is not."""
+        restarts = await self._systemd.restarts(unit)
+        if restarts > 1:
+            await asyncio.sleep(min(2.0 ** (restarts - 1), LONGEST_BACK_OFF))
+            if await self._systemd.state(unit) != "activating":
+                raise Busy(f"{unit} was stopped before its next start")
+
+    def _starting(self, known: Known) -> asyncio.Task[None]:
+        """The start in progress, or a new one."""
+        if self._closed:
+            raise Unavailable(f"kvmd is just being stopped, or started anew (start {known.name} once more)")
+        if known.starting:
+            return known.starting
+        if known.state is State.STOPPING:
+            raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
+        self._refuse_alone(known.name)
+        guest = known.guest()
+        expected = known.run.guest.nics if known.run else guest.nics
+        known.run = Machine(guest, known.file.snapshot, self._host, lambda: self.changed(known.name))
+        self.changed(known.name)
+        if expected != guest.nics:
+            self._declare()
+        known.starting = self._background(self._start(known, known.run), f"start {known.name}")
+        return known.starting
+
+    async def _start(self, known: Known, run: Machine) -> None:
+        try:
+            await run.start(self._kvm_for(run.guest))
+            self._configure(known)
+            await run.wait_ready()
+        finally:
+            self.changed(known.name)
+
+    async def stop(self, name: str) -> None:
+        """Stop a guest through its unit, so that systemd knows that it was asked for; returns once it is off."""
+        known = self._get(name)
+        await self._stop_unit(f"kvmd@{name}.service")
+        await self._halt(known)
+
+    async def terminate(self, name: str) -> None:
+        """Cut the power; returns once it is off. systemd is told that it was asked for."""
+        run = self.running(name)
+        if run.guest.restart != "no":
+            self._background(self._stop_unit(f"kvmd@{name}.service"), f"stop {name}")
+        await run.terminate()
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if self._closed:
+            task.cancel()
+        return task
+
+    async def close(self) -> None:
+        """Undo the starts in progress, while the network can still be heard of; what runs is left alone.
+
+        Calls still come in, until the bus is left; they begin nothing any more.
+        """
+        self._closed = True
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _stop_unit(self, unit: str) -> None:
+        with contextlib.suppress(BusError):
+            await self._systemd.stop_unit(unit)
+
+    async def halt_unit(self, name: str) -> None:
+        """kvmd@NAME.service stops: the guest is off when this returns."""
+        self._refuse_alone(name)
+        await self._halt(self._get(name))
+
+    def _refuse_alone(self, name: str) -> None:
+        if name in self._alone and Path(f"/proc/{self._alone[name]}").exists():
+            raise Busy(f"guest {name} runs out of kvmd's reach (systemctl stop kvmd@{name})")
+
+    async def _halt(self, known: Known) -> None:
+        if known.starting:
+            await asyncio.wait((known.starting,))
+        if known.run and known.on:
+            await known.run.stop()
+
+    async def restart(self, name: str) -> None:
+        """Stop, with the next start as systemd's very next job."""
+        known = self._get(name)
+        if not known.on:
+            await self.start(name)
+            return
+        known.guest()  # nothing is stopped that could not be started again
+        result = await self._systemd.restart_unit(f"kvmd@{name}.service")
+        if result != "done":
+            reason = known.run.failure if known.run else ""
+            raise StartFailed(reason or f"systemd did not restart kvmd@{name}.service (job {result})")
+
+    # files
+
+    def reload(self) -> Awaitable[object]:
+        """Read the guest files again; what runs stays as it was started, but for its limits: wait for these."""
+        before = self._said_to_systemd()
+        names = self._read_files()
+        self._declare()
+        if self._said_to_systemd() != before:
+            self._background(self._systemd.reload(), "daemon-reload")
+        limits = [
+            self._background(self._set_limits(guest, known.file.snapshot, run), f"limits of {known.name}")
+            for known in self._known.values()
+            if (guest := known.file.guest) and (run := known.run) and known.on and guest.limits != run.guest.limits
+        ]
+        for name in (*names, None):
+            self.changed(name)
+        return asyncio.gather(*limits)
+
+    async def _set_limits(self, guest: Guest, snapshot: Mapping[str, bytes], run: Machine) -> None:
+        """New limits hold at once, where nothing else has changed and none was taken away."""
+        kept = run.guest.limits.keys() <= guest.limits.keys()
+        if not kept or replace(guest, limits=run.guest.limits) != run.guest:
+            return
+        try:
+            await run.set_limits(guest, snapshot)
+        except (KvmdError, OSError) as error:
+            message = f"The new [limits] of guest {guest.name} do not hold before its next start: {error}"
+            self._journal.say(Event.FILE, message, guest.name, LOG_ERR)
+        self.changed(guest.name)
+
+    def _said_to_systemd(self) -> dict[str, tuple[bool, str]]:
+        """What kvmd-generator makes units of."""
+        guests = (known.file.guest for known in self._known.values() if known.file.guest)
+        return {
+            guest.name: (guest.autostart, guest.restart) for guest in guests if guest.autostart or guest.restart != "no"
+        }
+
+    def _read_files(self) -> list[str]:
+        """The names of all guests that were known or are now."""
+        found = directory.read(self._ids)
+        for name in found.guests:
+            self._known.setdefault(name, Known(name))
+        names = list(self._known)
+        for known in self._known.values():
+            known.file = found.guests.get(known.name, Entry())
+        self._known = {name: known for name, known in self._known.items() if name in found.guests or known.on}
+        if found.open_firewalls is not None:
+            self._open_firewalls = found.open_firewalls
+        for problem in sorted(set(found.problems) - set(self._problems)):
+            file = Path(problem.file)
+            self._journal.say(Event.FILE, str(problem), file.stem if file.suffix == ".toml" else None, LOG_ERR)
+        self._problems = found.problems
+        return names
+
+    def _declare(self) -> None:
+        """Tell the network which taps to expect: those of running guests as they were started, else as in the files."""
+        guests = (known.current for known in self._known.values())
+        nics = [nic for guest in guests if guest for nic in guest.nics]
+        self._host.lan.declare(nics, self._open_firewalls)
+
+    async def begin(self, lan: Lan) -> None:
+        """Read the files and adopt what an earlier daemon left running. Raises ``KvmdError``."""
+        try:
+            machine_id = Path("/etc/machine-id").read_text().strip()
+        except OSError as error:
+            raise Unavailable(f"cannot read /etc/machine-id: {error.strerror}") from error
+        self._ids = guestfile.HostIds(machine_id)
+        self._host = Host(lan, self._systemd, self._journal, Dnsmasq(self._systemd, self._journal))
+        self._read_files()
+        found = await recover(self._host, self._ids, self._known.keys(), lambda name: self.changed(name))
+        for name, machine in found.machines.items():
+            self._known.setdefault(name, Known(name)).run = machine
+        for name, result in found.failures.items():
+            self._known[name].failed = result
+        self._alone = found.alone
+        self._declare()
+        await self._look_for_kvm()
+
+    def activate_units(self) -> None:
+        """Make the units of adopted guests active where an interrupted start left them otherwise."""
+        self._background(self._activate_units(), "activate units")
+
+    async def _activate_units(self) -> None:
+        with contextlib.suppress(BusError):
+            active = set(await self._systemd.units("active", "kvmd@*.service"))
+            for known in self._known.values():
+                if known.on and f"kvmd@{known.name}.service" not in active:
+                    self._background(self._activate_unit(known), f"activate {known.name}")
+
+    async def _activate_unit(self, known: Known) -> None:
+        unit = f"kvmd@{known.name}.service"
+        with contextlib.suppress(BusError):
+            if await self._systemd.state(unit) in ("inactive", "failed"):
+                await self._start_unit(unit, known)
+
+    async def _kvm_for(self, guest: Guest) -> Kvm:
+        if guest.accelerator != "tcg" and not self._kvm.usable and accelerator.DEVICE.exists():
+            await self._look_for_kvm()
+        return self._kvm
+
+    async def _look_for_kvm(self) -> None:
+        """Probe KVM, loading its module where that may help."""
+        kvm = await asyncio.to_thread(accelerator.probe)
+        if kvm.module:
+            with contextlib.suppress(BusError):
+                await self._systemd.start_unit(f"modprobe@{kvm.module}.service")
+            kvm = await asyncio.to_thread(accelerator.probe)
+        if kvm != self._kvm:
+            self._kvm = kvm
+            self.changed(None)

@@ -1,0 +1,85 @@
+"""How a guest's network interface is doing: one word for programs, one sentence for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from kvmd.guest import Nic
+from kvmd.network.model.dhcp import Terms
+from kvmd.network.model.host import Host, Link
+from kvmd.network.model.things import Failure, Thing
+
+ERROR, WARNING, NOTICE = 3, 4, 5  # syslog(3)
+
+State = Literal["absent", "up", "down", "no-uplink", "uplink-down", "conflict", "blocked", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class NicStatus:
+    """``index`` and ``uplink`` are 0 and "" while there is none; ``detail`` is a sentence about what is wrong, or "".
+
+    absent: no such tap. up: all is applied. down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the
+    guest reaches this host and its guests only. conflict: another machine uses an address. blocked: another
+    firewall of this host drops what is forwarded. failed: the kernel refused a piece. ``terms``: what the guest is
+    to be told, where it is to be told anything.
+    """
+
+    tap: str
+    index: int = 0
+    uplink: str = ""
+    state: State = "absent"
+    detail: str = ""
+    terms: Terms | None = None
+
+
+def assess(
+    nic: Nic,
+    tap: Link | None,
+    uplink: Link | None,
+    conflict: str,
+    things: Collection[Thing],
+    failures: Iterable[Failure],
+    unguarded: str = "",
+    dropped: str = "",
+) -> NicStatus:
+    """``conflict``: the sentence about one. ``unguarded``: why the guests' filter could not be made.
+    ``dropped``: the sentence about another firewall.
+
+    ``things``: all that is wanted for ``nic``; ``failures`` may be others'.
+    """
+    refused = [
+        f"{failure.operation.thing}: {failure.text}" for failure in failures if failure.operation.thing in things
+    ]
+    state: State
+    if tap is None:
+        state, detail = "absent", ""
+    elif unguarded and nic.addresses:
+        state, detail = "failed", f"{nic.tap}: nftables refused the filter against forged addresses: {unguarded}"
+    elif refused:
+        state, detail = "failed", f"{nic.tap}: the kernel refused {'; '.join(refused)}"
+    elif nic.addresses and uplink is None:
+        where = f"the uplink {nic.uplink} does not exist" if nic.uplink else "this host has no default route"
+        state, detail = "no-uplink", f"{nic.tap} does not reach the LAN: {where} (it will once there is one)"
+    elif nic.addresses and uplink and not (uplink.up and uplink.carrier):
+        why = "has no carrier" if uplink.up else "is down"
+        state, detail = "uplink-down", f"{nic.tap} does not reach the LAN: its uplink {uplink.name} {why}"
+    elif conflict:
+        state, detail = "conflict", conflict
+    elif dropped:
+        state, detail = "blocked", dropped
+    else:
+        state, detail = ("up" if tap.carrier else "down"), ""
+    return NicStatus(nic.tap, tap.index if tap else 0, uplink.name if uplink else "", state, detail)
+
+
+def news(nic: Nic, uplink: Link | None, host: Host, before: NicStatus, now: NicStatus) -> Iterator[tuple[str, int]]:
+    """What a person is told when ``before`` has become ``now``: sentences, each with its priority as in syslog(3)."""
+    if before.state == "absent" and uplink is not None and (strangers := host.strangers(nic, uplink)):
+        text = ", ".join(map(str, strangers))
+        yield f"{text} of {nic.tap}: not in a prefix of {uplink.name}, only routers can find it", NOTICE
+    if now.detail and now.detail != before.detail:
+        yield now.detail, ERROR if now.state == "failed" else WARNING
+    elif before.detail and now.state == "up":
+        yield f"{nic.tap} is up again on {now.uplink}", NOTICE

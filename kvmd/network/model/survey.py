@@ -1,0 +1,76 @@
+"""The host as last seen: what the kernel said when it was asked, and what it has told since. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from kvmd.guest import Nic
+from kvmd.network.model.host import Host, HostRoute, Interface, Link
+from kvmd.network.model.things import LinkState
+
+
+class Survey:
+    """``host`` is another object after each look, and when the learners change; its interfaces are those of now."""
+
+    def __init__(self) -> None:
+        self.links: dict[int, Link] = {}  # by interface index
+        self.host = Host(self.links)
+        self.stale = False  # addresses and routes have to be asked for
+        self._taps: Collection[str] = ()
+        self._uplinks: dict[str | None, Link | None] = {}  # by what a guest file says, found since the last change
+
+    def expect(self, taps: Collection[str]) -> None:
+        """The names of the guests' taps."""
+        self._taps = taps
+        self._uplinks.clear()
+
+    def look(
+        self,
+        links: Iterable[Link] | None,
+        addresses: Mapping[int, tuple[Interface, ...]],
+        routes: tuple[HostRoute, ...],
+    ) -> bool:
+        """All there is; ``links`` None: those heard of. Whether addresses or routes are different from before."""
+        if links is not None:
+            self.links = {link.index: link for link in links}
+        before, self.host = self.host, Host(self.links, addresses, routes)
+        self.stale = False
+        self._uplinks.clear()
+        return (addresses, routes) != (before.addresses, before.routes)
+
+    def hear(self, link: Link, gone: bool) -> Link | None:
+        """One interface is so now, or gone. Returns what it was before, None if it was not known."""
+        before = self.links.get(link.index)
+        if gone:
+            self.links.pop(link.index, None)
+        else:
+            self.links[link.index] = link
+        if link.name not in self._taps:
+            self.stale |= before is None or gone or replace(before, carrier=link.carrier) != link
+            self._uplinks.clear()
+        return before
+
+    def made(self, state: LinkState) -> None:
+        """By ourselves, just now: the event is on its way."""
+        if link := self.links.get(state.device):
+            self.links[link.index] = replace(link, mac=state.mac, mtu=state.mtu, up=state.up)
+
+    def learn(self, learners: tuple[int, ...]) -> None:
+        """See ``Host``."""
+        if learners != self.host.learners:
+            self.host = replace(self.host, learners=learners)
+
+    def others(self) -> list[Link]:
+        """Interfaces that are no guest's tap."""
+        return [link for link in self.links.values() if link.name not in self._taps]
+
+    def uplink(self, nic: Nic) -> Link | None:
+        """See ``Host.uplink``."""
+        if nic.uplink not in self._uplinks:
+            self._uplinks[nic.uplink] = self.host.uplink(nic, self._taps)
+        return self._uplinks[nic.uplink]
+
+    def name(self, index: int) -> str | None:
+        """Of the interface with this index, while there is one."""
+        return link.name if (link := self.links.get(index)) else None

@@ -1,0 +1,290 @@
+"""A client of systemd's manager, org.freedesktop.systemd1(5): jobs, scopes, the state of units."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from dbus_next.message import Message
+from dbus_next.signature import Variant
+
+from kvmd.errors import StartFailed
+from kvmd.systemd.sysbus import DBUS, BusError, SystemBus
+
+MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")
+UNIT = "org.freedesktop.systemd1.Unit"
+SERVICE = "org.freedesktop.systemd1.Service"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
+ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
+UNKNOWN = "unknown"
+LOOK = 5.0  # seconds after which a job or unit is looked at though nothing was heard
+
+Properties = Sequence[tuple[str, str, object]]
+
+
+class Systemd:
+    """Subscribe, then ask, then wait for that very job."""
+
+    def __init__(self, bus: SystemBus) -> None:
+        self._bus = bus
+        self._calling = 0
+        self._jobs: dict[str, asyncio.Future[str]] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+        self._returning: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        sender = f",sender='{MANAGER[0]}'"
+        await self._bus.subscribe(MANAGER[2], "JobRemoved", self._job_removed, sender)
+        await self._bus.subscribe(MANAGER[2], "Reloading", self._reloading, sender)
+        await self._bus.subscribe(DBUS[2], "NameOwnerChanged", self._owner_changed, f",arg0='{MANAGER[0]}'")
+        await self._subscribe()
+        self._bus.on_signal(PROPERTIES, "PropertiesChanged", self._properties_changed)
+        self._bus.on_signal(MANAGER[2], "UnitNew", self._unit_new)
+
+    def _owner_changed(self, message: Message) -> None:
+        """PID 1 leaves the bus and comes back when it executes itself anew; its signals meanwhile are lost."""
+        if message.body[2]:
+            if self._returning:
+                self._returning.cancel()  # asyncio itself holds no task that nobody else does
+            self._returning = asyncio.create_task(self._subscribe_again(), name="subscribe to systemd again")
+
+    async def _subscribe_again(self) -> None:
+        """It may have forgotten who wants its signals; only then is what a look shows the last word."""
+        with contextlib.suppress(BusError):  # the bus has gone, too
+            await self._subscribe()
+        self._look_again()
+
+    async def _subscribe(self) -> None:
+        try:
+            await self._call(MANAGER, "Subscribe")
+        except BusError as error:
+            if error.name != ALREADY_SUBSCRIBED:
+                raise
+
+    def _reloading(self, message: Message) -> None:
+        if not message.body[0]:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        for event in self._changed.values():
+            event.set()
+        for job in self._jobs.values():
+            if not job.done():
+                job.set_result(UNKNOWN)
+
+    async def _call(
+        self, target: tuple[str, str, str], member: str, signature: str = "", *body: object
+    ) -> tuple[Any, ...]:
+        """Call a method of systemd's, once more where the call was lost as PID 1 executed itself anew."""
+        while True:
+            try:
+                return await self._bus.call(target, member, signature, *body)
+            except BusError as error:
+                if error.name != NO_REPLY:
+                    raise
+
+    async def _get(self, path: str, interface: str, name: str) -> Any:
+        (variant,) = await self._call((MANAGER[0], path, PROPERTIES), "Get", "ss", interface, name)
+        return variant.value
+
+    def _job_removed(self, message: Message) -> None:
+        _, path, _, result = message.body
+        job = self._jobs.get(path)
+        if job is None and self._calling:  # the signal may come before the reply that names the job
+            job = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
+        if job is not None and not job.done():
+            job.set_result(result)
+
+    def _properties_changed(self, message: Message) -> None:
+        if event := self._changed.get(message.path):
+            event.set()
+
+    def _unit_new(self, message: Message) -> None:
+        """Takes the place of a unit's first change after PID 1 has executed itself anew."""
+        if event := self._changed.get(message.body[1]):
+            event.set()
+
+    async def _job(self, member: str, signature: str, unit: str, *body: object) -> str:
+        self._calling += 1
+        try:
+            (path,) = await self._call(MANAGER, member, signature, unit, *body)
+            job = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
+        finally:
+            self._calling -= 1
+        try:
+            while (result := await self._heard(job)) == UNKNOWN:
+                job = self._jobs[path] = asyncio.get_running_loop().create_future()
+                if not await self._has_job(path):
+                    wanted = ("inactive", "failed") if member == "StopUnit" else ("active",)
+                    return "done" if await self.state(unit) in wanted else "failed"
+            return result
+        finally:
+            self._jobs.pop(path, None)
+            if not self._calling:
+                self._jobs = {path: job for path, job in self._jobs.items() if not job.done()}
+
+    async def _heard(self, job: asyncio.Future[str]) -> str:
+        """Signals are lost, rarely, when PID 1 executes itself anew twice in a row: look again by and by."""
+        done, _ = await asyncio.wait((job,), timeout=LOOK)
+        return job.result() if done else UNKNOWN
+
+    async def _has_job(self, path: str) -> bool:
+        (jobs,) = await self._call(MANAGER, "ListJobs")
+        return any(job[4] == path for job in jobs)
+
+    async def start_unit(self, unit: str) -> str:
+        """Start a unit and return its job's result: ``done``, ``failed``, ``canceled``, ``dependency`` …"""
+        return await self._job("StartUnit", "ss", unit, "replace")
+
+    async def stop_unit(self, unit: str) -> str:
+        return await self._job("StopUnit", "ss", unit, "replace")
+
+    async def restart_unit(self, unit: str) -> str:
+        return await self._job("RestartUnit", "ss", unit, "replace")
+
+    async def start_transient(self, name: str, properties: Properties) -> None:
+        """Start a transient unit: a scope of the processes named in ``properties``, or a service (StartTransientUnit).
+
+        Raises ``StartFailed`` with systemd's reason.
+        """
+        values = [[key, Variant(signature, value)] for key, signature, value in properties]
+        start: tuple[Any, ...] = ("StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", values, [])
+        try:
+            try:
+                result = await self._job(*start)
+            except BusError as error:
+                if error.name != "org.freedesktop.systemd1.UnitExists":
+                    raise
+                await self.clear_empty_scope(name)
+                await self.reset_failed(name)  # one that failed while nobody was there to look
+                result = await self._job(*start)
+        except BusError as error:
+            raise StartFailed(f"systemd refused {name}: {error}") from error
+        if result != "done":
+            raise StartFailed(f"systemd could not start {name}: job {result}")
+
+    async def set_properties(self, unit: str, properties: Properties) -> None:
+        """Change properties of a running unit, until it ends (SetUnitProperties). Raises ``BusError``."""
+        values = [[key, Variant(signature, value)] for key, signature, value in properties]
+        await self._call(MANAGER, "SetUnitProperties", "sba(sv)", unit, True, values)
+
+    async def standard_input(self, service: str) -> bytes:
+        """What the service reads (StandardInputData=); nothing if it is not loaded."""
+        try:
+            (path,) = await self._call(MANAGER, "GetUnit", "s", service)
+            return bytes(await self._get(path, SERVICE, "StandardInputData"))
+        except BusError:
+            return b""
+
+    async def reset_failed(self, unit: str) -> None:
+        with contextlib.suppress(BusError):  # not loaded, or not failed
+            await self._call(MANAGER, "ResetFailedUnit", "s", unit)
+
+    async def scope_result(self, scope: str) -> str:
+        """How a scope that has ended did: ``success``, ``oom-kill``, ``timeout`` … (Result of systemd.scope(5))."""
+        await self.settled(scope)
+        try:
+            (path,) = await self._call(MANAGER, "GetUnit", "s", scope)
+            result = await self._get(path, "org.freedesktop.systemd1.Scope", "Result")
+        except BusError:  # systemd has forgotten it already: it did not fail
+            return "success"
+        await self.reset_failed(scope)
+        return str(result)
+
+    async def clear_scope(self, scope: str) -> None:
+        """SIGKILL for every process of the scope; returns once it is gone."""
+        with contextlib.suppress(BusError):  # it has gone by itself
+            if await self._has_processes(scope):
+                await self._call(MANAGER, "KillUnit", "ssi", scope, "all", signal.SIGKILL)
+                await self.settled(scope)
+        await self.clear_empty_scope(scope)
+
+    async def clear_empty_scope(self, scope: str) -> None:
+        """A scope whose process died as it was put there stays active until PID 1 looks at it again."""
+        with contextlib.suppress(BusError):  # no such scope
+            if not await self._has_processes(scope) and await self.state(scope) == "active":
+                await self.reload()
+                await self.settled(scope)
+
+    async def _has_processes(self, unit: str) -> bool:
+        (processes,) = await self._call(MANAGER, "GetUnitProcesses", "s", unit)
+        return bool(processes)
+
+    async def units(self, state: str, pattern: str) -> list[str]:
+        """Names of the units in this ActiveState that match ``pattern``."""
+        (units,) = await self._call(MANAGER, "ListUnitsByPatterns", "asas", [state], [pattern])
+        return [unit[0] for unit in units]
+
+    async def service_result(self, unit: str) -> tuple[str, int]:
+        """How a service has ended: its Result (org.freedesktop.systemd1(5)), and the main process, 0 if it had none."""
+        try:
+            (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+            return str(await self._get(path, SERVICE, "Result")), int(await self._get(path, SERVICE, "ExecMainPID"))
+        except BusError:  # systemd has forgotten it already: it did not fail
+            return "success", 0
+
+    async def invocation_id(self, unit: str) -> str:
+        """The unit's invocation ID as 32 hexadecimal digits."""
+        (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+        return bytes(await self._get(path, UNIT, "InvocationID")).hex()
+
+    async def state(self, unit: str) -> str:
+        """The unit's ActiveState; a unit that is not loaded is inactive."""
+        try:
+            (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+        except BusError:
+            return "inactive"
+        return await self._state(path)
+
+    async def _state(self, path: str) -> str:
+        return str(await self._get(path, UNIT, "ActiveState"))
+
+    async def restarts(self, unit: str) -> int:
+        """How often in a row systemd has started the unit again by Restart=."""
+        (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+        return int(await self._get(path, SERVICE, "NRestarts"))
+
+    async def reload(self) -> None:
+        """Have the generators run again (daemon-reload)."""
+        with contextlib.suppress(BusError):  # ours is not the only reload; systemd says so in the journal
+            await self._call(MANAGER, "Reload")
+
+    async def settled(self, unit: str) -> None:
+        """Returns once PID 1 no longer holds the unit for active or stopping."""
+        try:
+            (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
+        except BusError:
+            return
+        rules = (
+            f"type='signal',interface='{PROPERTIES}',member='PropertiesChanged',path='{path}'",
+            f"type='signal',interface='{MANAGER[2]}',member='UnitNew',arg1path='{path}'",
+        )
+        changed = self._changed.setdefault(path, asyncio.Event())
+        for rule in rules:
+            await self._bus.call(DBUS, "AddMatch", "s", rule)
+        try:
+            while True:
+                changed.clear()
+                if await self._state(path) not in ("active", "deactivating"):
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK):
+                        await changed.wait()
+        finally:
+            self._changed.pop(path, None)
+            with contextlib.suppress(BusError):  # it has gone, and the matches with it
+                for rule in rules:
+                    await self._bus.call(DBUS, "RemoveMatch", "s", rule)
+
+    async def register_machine(self, name: str, uuid: bytes, pid: int, ifindexes: list[int]) -> None:
+        """Show the guest in ``machinectl list``, where systemd-machined runs; it is never started for this."""
+        (running,) = await self._bus.call(DBUS, "NameHasOwner", "s", MACHINED[0])
+        if running:
+            await self._bus.call(
+                MACHINED, "RegisterMachineWithNetwork", "sayssusai", name, uuid, "kvmd", "vm", pid, "", ifindexes
+            )
