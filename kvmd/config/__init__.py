@@ -1,0 +1,14 @@
+"""The files below /etc/kvmd: text → guests, or every problem with file, line and key.
+
+A room imports, of this wing, only the rooms named with it; * is pure: no asyncio, files, sockets, clock::
+
+    room       |   | what lives there                                     | imports
+    toml_lines | * | TOML with line numbers                               |
+    values     | * | one value of a guest file: text → what is meant      | toml_lines
+    limits     | * | [limits]: systemd's resource settings                | toml_lines values
+    schema     | * | the keys of a guest file, and which of them work yet | limits values
+    claims     | * | what two guests cannot both have                     | toml_lines
+    guestfile  | * | text → guest, or every problem with line and key     | toml_lines values schema claims
+    watch      |   | the files of a directory: read, watched              |
+    directory  |   | all of /etc/kvmd, read at once                       | guestfile watch
+"""

@@ -1,0 +1,12 @@
+"""systemd and the bus it is reached by: what a plain host has, arranged and not done again.
+
+A room imports, of this wing, only the rooms named with it; * is pure: no asyncio, files, sockets, clock::
+
+    room    |   | what lives there                                     | imports
+    scope   | * | guest → scope properties; names of units and objects |
+    journal |   | entries for journald; kvmd's own events              |
+    fdstore |   | descriptors that PID 1 holds between two daemons     |
+    sysbus  |   | the connection to the system bus                     |
+    polkit  |   | may the caller do this: root, or as polkit says      | sysbus
+    units   |   | jobs, scopes and units of systemd                    | sysbus
+"""

@@ -1,4 +1,4 @@
-"""The rooms of the code map in kvmd/__init__.py hold, and what is written for people names what there is."""
+"""The maps in the docstrings of kvmd/ and its folders hold, and what is written for people names what there is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ HOST = guestfile.HostIds("0" * 32)
 
 # --- rooms ------------------------------------------------------------------------------------------------------------
 
-KINDS = ("pure", "ground", "acting", "joining")
 ACTING_MODULES = {
     *("asyncio", "concurrent", "ctypes", "fcntl", "io", "logging", "multiprocessing", "os", "pty", "select"),
     *("selectors", "shutil", "signal", "subprocess", "tempfile", "threading", "time", "datetime", "random", "secrets"),
@@ -40,32 +39,53 @@ ACTING_NAMES = {
 
 @dataclass(frozen=True)
 class Room:
-    name: str
-    kind: str
-    allowed: frozenset[str]
+    """A wing, a folder of one or a module, by its path: ``network.kernel.netlink``."""
+
+    path: str
+    pure: bool
+    below: frozenset[str]  # of what it may import: paths of the wings on floors below,
+    named: frozenset[str] = frozenset()  # and of its neighbours in the folder; what lies in these, too
+
+    def may_import(self, path: str) -> bool:
+        return any(path == each or path.startswith(f"{each}.") for each in self.below | self.named)
 
 
-def _rooms() -> dict[str, Room]:
-    """The table in the docstring of kvmd/__init__.py."""
-    docstring = ast.get_docstring(ast.parse((ROOT / "kvmd/__init__.py").read_text())) or ""
-    _, _, table = docstring.partition("| may import\n")
-    rooms: dict[str, Room] = {}
-    kind = ""
-    for line in filter(str.strip, table.splitlines()):
-        if match := re.fullmatch(r" *(\w+): .*", line):
-            kind = match[1]
-            continue
-        name, _, words = (cell.strip() for cell in line.split("|"))
-        allowed = set(words.split())
-        for group in [word for word in allowed if word in (*KINDS, "everything")]:
-            allowed.remove(group)
-            allowed |= {room.name for room in rooms.values() if group in (room.kind, "everything")}
-        rooms[name] = Room(name, kind, frozenset(allowed))
-    return rooms
+def _rows(folder: Path) -> Iterator[list[str]]:
+    """Of the table in the folder's docstring."""
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    for line in docstring.partition("::\n\n    floor |" if folder == SOURCE else "::\n\n    room ")[2].splitlines()[1:]:
+        yield [cell.strip() for cell in line.split("|")]
 
 
-ROOMS = _rooms()
-FILES = {path.stem: path for path in sorted((ROOT / "kvmd").glob("*.py")) if path.stem != "__init__"}
+def _wings() -> Iterator[Room]:
+    rows = [(int(floor), name, what) for floor, name, what in _rows(SOURCE)]
+    for floor, name, what in rows:
+        below = frozenset(each for lower, each, _what in rows if lower < floor)
+        yield Room(name, what.endswith("; pure"), below)
+
+
+def _inside(wing: Room) -> Iterator[Room]:
+    """What lies in a folder, on all levels."""
+    above: set[str] = set()
+    folder = SOURCE / wing.path.replace(".", "/")
+    for name, mark, _what, imports in _rows(folder) if folder.is_dir() else ():
+        siblings = set(imports.split())
+        assert siblings <= above, f"{wing.path}.{name} may import what stands below it: {sorted(siblings - above)}"
+        above.add(name)
+        named = frozenset(f"{wing.path}.{each}" for each in siblings)
+        room = Room(f"{wing.path}.{name}", bool(mark), wing.below | wing.named, named)
+        yield room
+        yield from _inside(room)
+
+
+SOURCE = ROOT / "kvmd"
+WINGS = list(_wings())
+ROOMS = {room.path: room for wing in WINGS for room in (wing, *_inside(wing))}
+FILES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.stem != "__init__"
+}
 
 
 @dataclass(frozen=True)
@@ -75,46 +95,54 @@ class Imports:
 
 
 def _imports(tree: ast.Module) -> Imports:
-    """Of a module and of the functions in it: names of rooms, and of top-level packages from elsewhere."""
+    """Of a module and of the functions in it: paths of rooms, and top-level packages from elsewhere."""
     found = Imports(set(), set())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.outside.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = ("kvmd." if node.level else "") + (node.module or "")
-            if module.rstrip(".") == "kvmd":
-                found.inside.update(alias.name for alias in node.names if not alias.name.startswith("__"))
-            elif module.startswith("kvmd."):
-                found.inside.add(module.split(".")[1])
+            assert not node.level, "imports name the whole path: a module can be moved, and found"
+            package, _, path = (node.module or "").partition(".")
+            if package != "kvmd":
+                found.outside.add(package)
+            elif path in FILES:
+                found.inside.add(path)
             else:
-                found.outside.add(module.partition(".")[0])
+                names = (f"{path}.{alias.name}".lstrip(".") for alias in node.names)
+                found.inside.update(name for name in names if name != "__version__")
     return found
 
 
-def test_every_room_is_in_the_code_map() -> None:
-    assert set(ROOMS) == set(FILES)
-    assert {room.kind for room in ROOMS.values()} == set(KINDS)
+def test_every_room_is_in_the_map_of_its_folder() -> None:
+    folders = {".".join(path.parent.relative_to(SOURCE).parts) for path in SOURCE.rglob("*.py")} - {"."}
+    assert set(ROOMS) == {*FILES, *folders} - {""}
 
 
-def test_the_code_map_keeps_its_own_rules() -> None:
-    """Only what stands above; pure rooms only pure ones; acting rooms never each other."""
-    above: set[str] = set()
+def test_the_map_keeps_its_own_rules() -> None:
+    """Floors from the top; a pure folder has pure rooms only."""
+    floors = [int(floor) for floor, _name, _what in _rows(SOURCE)]
+    assert floors == sorted(floors, reverse=True)
     for room in ROOMS.values():
-        assert room.allowed <= above, f"{room.name} may import what stands below it: {sorted(room.allowed - above)}"
-        kinds = {ROOMS[name].kind for name in room.allowed}
-        assert kinds <= {"pure": {"pure"}, "ground": {"pure"}, "acting": {"pure", "ground"}}.get(room.kind, set(KINDS))
-        above.add(room.name)
+        assert not room.pure or all(ROOMS[path].pure for path in ROOMS if path.startswith(f"{room.path}."))
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_of(name: str) -> None:
-    assert name in ROOMS, f"give kvmd/{name}.py a row in the code map of kvmd/__init__.py"
-    tree = ast.parse(FILES[name].read_text())
+@pytest.mark.parametrize("path", FILES)
+def test_imports_of(path: str) -> None:
+    room = ROOMS[path]
+    tree = ast.parse(FILES[path].read_text())
     imports = _imports(tree)
-    assert imports.inside <= ROOMS[name].allowed, "not allowed by the code map in kvmd/__init__.py"
-    if ROOMS[name].kind == "pure":
+    assert [each for each in imports.inside if not room.may_import(each)] == [], "not allowed by the map of its folder"
+    if room.pure:
+        assert [each for each in imports.inside if not ROOMS[each].pure] == [], "a pure room imports pure rooms only"
         assert not imports.outside & ACTING_MODULES
-        assert not list(_acts(tree)), f"kvmd/{name}.py is a pure room"
+        assert not list(_acts(tree)), f"kvmd/{path}.py is a pure room"
+
+
+def test_the_map_names_no_import_that_is_not_there() -> None:
+    for path, room in ROOMS.items():
+        files = [FILES[each] for each in FILES if each == path or each.startswith(f"{path}.")]
+        inside = set().union(*(_imports(ast.parse(file.read_text())).inside for file in files))
+        assert [each for each in room.named if not any(f"{i}.".startswith(f"{each}.") for i in inside)] == [], path
 
 
 def _acts(tree: ast.Module) -> Iterator[str]:
