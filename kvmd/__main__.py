@@ -70,6 +70,7 @@ async def serve() -> None:
         await bus.own(NAME)
         daemon.notify("READY=1")
         manager.activate_units()
+        await lan.begin()
         watchdog = asyncio.create_task(feed_watchdog(), name="watchdog")
         lost = asyncio.create_task(bus.lost(), name="bus")
         stop = asyncio.create_task(terminated.wait(), name="SIGTERM")

@@ -28,6 +28,8 @@ async def open_handles(
 ) -> Handles:
     """Put it all into ``descriptors``, creating the images that are missing. Raises ``KvmdError``."""
     boot = guest.boot
+    if guest.nics:
+        await lan.begun()
     return Handles(
         accelerator=accelerator,
         images=await _images(guest, descriptors),

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from kvmd.network.firewalls.barriers import Passage
 from kvmd.network.firewalls.firewall import Firewall
 from kvmd.network.firewalls.forwarding import Forwarding
 from kvmd.network.holdings import Holdings
-from kvmd.network.kernel import netlink
+from kvmd.network.kernel import netlink, rtnetlink
 from kvmd.network.kernel.netlink import Events, Kernel
 from kvmd.network.kernel.rtnetlink import Changed, Event, LinkChanged
 from kvmd.network.kernel.sysctl import Sysctls
@@ -39,6 +39,15 @@ from kvmd.systemd.sysbus import SystemBus
 
 JOURNAL = Path("/run/kvmd/sysctl.json")
 POLL = 1.8  # seconds between looks at what makes no event: proxy entries, settings
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "are CAP_NET_ADMIN and CAP_NET_RAW there, and the package libnftables1?"
+        raise Unavailable(f"cannot talk to the kernel's network: {error} ({hint})") from error
 
 
 class Lan:
@@ -68,39 +77,52 @@ class Lan:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._all, self._deep = False, False  # look at all taps; and at their settings too
         self._new: set[str] = set()  # look at these
+        self._begun = asyncio.Event()
         self._declared = False  # until then nothing is known to be wanted, and nothing may be removed
         self._closed = False
         self._pass: asyncio.Handle | None = None
         self._poll: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
-        """Looks at the host, changes nothing. Raises Unavailable."""
-        try:
+        """Opens what can fail; nothing is heard, looked at or changed before ``begin``. Raises Unavailable."""
+        with _reachable():
             async with AsyncExitStack() as stack:
                 self._kernel = Kernel()
                 stack.callback(self._kernel.close)
                 self._holdings = Holdings(self._kernel, self._sysctls)
-                self._events = Events(self._heard, self._overflowed)
-                stack.callback(self._events.close)
                 self._presence = Presence(self._survey, lambda tap: self._schedule({tap}))
                 stack.push_async_callback(self._presence.close)
-                self._firewall = Firewall(lambda: self._schedule(every=True))
-                stack.callback(self._firewall.close)
-                self._forwarding = Forwarding(lambda: self._schedule(every=True), self._bus)
-                stack.push_async_callback(self._forwarding.close)
-                await self._forwarding.begin()
-                self._look(links=True)
                 self._open = stack.pop_all()
-        except OSError as error:
-            hint = "are CAP_NET_ADMIN and CAP_NET_RAW there, and the package libnftables1?"
-            raise Unavailable(f"cannot talk to the kernel's network: {error} ({hint})") from error
         return self
+
+    async def begin(self) -> None:
+        """Look at the host, listen to it from now on, and carry out what has been declared. Raises Unavailable.
+
+        Takes some 0.1 s, most of it for a library: what need not wait for the network goes before.
+        """
+        await asyncio.to_thread(rtnetlink.load)
+        with _reachable():
+            self._events = Events(self._heard, self._overflowed)
+            self._open.callback(self._events.close)
+            self._firewall = Firewall(lambda: self._schedule(every=True))
+            self._open.callback(self._firewall.close)
+            self._forwarding = Forwarding(lambda: self._schedule(every=True), self._bus)
+            self._open.push_async_callback(self._forwarding.close)
+            await self._forwarding.begin()
+            self._look(links=True)
+        self._begun.set()
+        self._reconcile()
+
+    async def begun(self) -> None:
+        """Return once the host has been looked at: no tap is opened before."""
+        await self._begun.wait()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stops listening. The kernel keeps what it has; guests' solicitations of LAN hosts stay unanswered."""
         self._closed = True  # nobody waits for the end of a tap from here on: it would not be heard
+        self._begun.set()
         for handle in (self._pass, self._poll):
             if handle is not None:
                 handle.cancel()
@@ -115,7 +137,8 @@ class Lan:
         """All NICs there are, of guest files and of running guests, by tap name; replaces what was declared before.
 
         ``open_firewalls``: let the guests' packets pass where others' firewalls on this host would drop them.
-        Taps that exist are set up before it returns, leftovers of others removed. Refusals of the kernel are reported.
+        Taps that exist are set up before it returns, leftovers of others removed; or by ``begin``, if that comes later.
+        Refusals of the kernel are reported.
         """
         self._declared = True
         self._nics = {nic.tap: nic for nic in nics}
@@ -172,6 +195,7 @@ class Lan:
 
         Returns when the tap has gone; at once if it is not one that goes with its last holder.
         """
+        await self._begun.wait()
         self.give_up(tap)
         while not self._closed and (link := self._survey.host.find(tap)) is not None and link.transient:
             future = asyncio.get_running_loop().create_future()
@@ -262,7 +286,7 @@ class Lan:
         if self._pass is not None:
             self._pass.cancel()
             self._pass = None
-        if self._closed or not self._declared:
+        if self._closed or not self._declared or not self._begun.is_set():
             return
         self._events.read()
         if self._survey.stale:

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # fmt: off
 PACKAGES = [
     "systemd", "systemd-sysv", "dbus", "udev", "kmod",
-    "python3", "python3-dbus-next", "python3-systemd", "python3-tomli",
+    "python3", "python3-dbus-next", "python3-pyroute2", "python3-systemd", "python3-tomli",
     "qemu-system-x86", "qemu-utils", "nftables", "polkitd",
     "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
     "radvd", "dnsmasq-base", "systemd-container", "busybox-static",

@@ -144,8 +144,12 @@ class Bottle:
     def unplug(self, nic: Nic) -> None:
         run("ip", "link", "del", nic.tap)
 
-    def lan_room(self, tmp_path: Path) -> Lan:
-        return Lan(lambda *told: self.reports.append(told), self.changes.append, tmp_path / "kvmd" / "sysctl.json")
+    @contextlib.asynccontextmanager
+    async def lan_room(self, tmp_path: Path) -> AsyncIterator[Lan]:
+        journal = tmp_path / "kvmd" / "sysctl.json"
+        async with Lan(lambda *told: self.reports.append(told), self.changes.append, journal) as lan:
+            await lan.begin()
+            yield lan
 
 
 def snapshot() -> list[str]:

@@ -15,14 +15,15 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from kvmd.errors import StartFailed
 from kvmd.network.kernel import rtnetlink
-from kvmd.network.kernel.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, HEADER, NLM_F_DUMP, NLM_F_REQUEST, Event
+from kvmd.network.kernel.rtnetlink import NEWNEIGH, Event, Message, Request, messages
 from kvmd.network.model.host import HostRoute, Interface, Link
 from kvmd.network.model.things import PROTOCOL, Failure, Neighbour, Operation, Proxy, Route, TapAddress, Thing
 
-NLM_F_DUMP_INTR, NLM_F_ACK_TLVS, NLMSG_ERROR, NLMSG_DONE, NLMSGERR_ATTR_MSG = 0x10, 0x200, 2, 3, 1
+NLM_F_DUMP_INTR, NLMSG_ERROR, NLMSG_DONE = 0x10, 2, 3
 SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK, EXT_ACK, GET_STRICT_CHK = 270, 1, 10, 11, 12
 GROUPS = (1, 5, 7, 9, 11, 24, 25)  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF
 SO_RCVBUFFORCE = 33
@@ -47,19 +48,19 @@ class Kernel:
         self._socket.close()
 
     def links(self) -> list[Link]:
-        return [rtnetlink.link(body) for body in self._dump(GETLINK, rtnetlink.ask_links())]
+        return [rtnetlink.link(body) for body in self._dump(rtnetlink.ask_links())]
 
     def addresses(self) -> dict[int, tuple[Interface, ...]]:
         """Addresses the host may use as source, by interface index, in the kernel's order: primary ones first."""
         found: dict[int, list[Interface]] = {}
-        for body in self._dump(GETADDR, rtnetlink.ask_addresses()):
+        for body in self._dump(rtnetlink.ask_addresses()):
             if (item := rtnetlink.address(body)) is not None:
                 found.setdefault(item[0], []).append(item[1])
         return {index: tuple(interfaces) for index, interfaces in found.items()}
 
     def tap_addresses(self, device: int = 0) -> list[TapAddress]:
         """Addresses of ours, on ``device`` or (0) on any."""
-        dump = self._dump(GETADDR, rtnetlink.ask_addresses(device))
+        dump = self._dump(rtnetlink.ask_addresses(device))
         return [found for body in dump if (found := rtnetlink.tap_address(body)) is not None]
 
     def host_routes(self) -> tuple[HostRoute, ...]:
@@ -67,7 +68,7 @@ class Kernel:
         return tuple(
             found
             for family in (socket.AF_INET, socket.AF_INET6)
-            for body in self._dump(GETROUTE, rtnetlink.ask_routes(family))
+            for body in self._dump(rtnetlink.ask_routes(family))
             if (found := rtnetlink.host_route(body)) is not None
         )
 
@@ -76,7 +77,7 @@ class Kernel:
         return [
             found
             for family in (socket.AF_INET, socket.AF_INET6)
-            for body in self._dump(GETROUTE, rtnetlink.ask_routes(family, PROTOCOL, device))
+            for body in self._dump(rtnetlink.ask_routes(family, PROTOCOL, device))
             if (found := rtnetlink.route(body)) is not None
         ]
 
@@ -84,77 +85,95 @@ class Kernel:
         """Permanent neighbours of ours, on ``device`` or (0) on any."""
         return [
             found
-            for found, ours in map(rtnetlink.neighbour, self._dump(GETNEIGH, rtnetlink.ask_neighbours(device)))
+            for found, ours in map(rtnetlink.neighbour, self._dump(rtnetlink.ask_neighbours(device)))
             if ours and isinstance(found, Neighbour)
         ]
 
     def proxies(self) -> tuple[list[Proxy], list[Proxy]]:
         """Proxy entries: ours, and those of others."""
-        found: tuple[list[Proxy], list[Proxy]] = ([], [])
-        for proxy, ours in map(rtnetlink.neighbour, self._dump(GETNEIGH, rtnetlink.ask_neighbours(proxies=True))):
-            if isinstance(proxy, Proxy):
-                found[0 if ours else 1].append(proxy)
-        return found
+        return _owned(self._dump(rtnetlink.ask_proxies()))
+
+    def proxies_like(self, wanted: Sequence[Proxy]) -> tuple[list[Proxy], list[Proxy]]:
+        """Of these interfaces and addresses; as ``proxies``."""
+        answers = self._request([rtnetlink.ask_proxy(proxy) for proxy in wanted])
+        return _owned(answer.read() for answer in answers if answer.kind == NEWNEIGH)
 
     def proxies_unread(self) -> bytes:
         """All proxy entries, only to be compared with what this was before."""
-        return b"".join(self._dump(GETNEIGH, rtnetlink.ask_neighbours(proxies=True)))
+        return b"".join(message.payload for message in self._dump_unread(rtnetlink.ask_proxies()))
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """All of them, in order; one that fails stops none. What was to be removed and is gone is no failure."""
         failures = []
-        for start in range(0, len(operations), BATCH):
-            batch = operations[start : start + BATCH]
-            for operation, (code, text) in zip(batch, self._request(batch), strict=True):
-                gone = operation.action == "remove" and code in GONE
-                if code and not gone and not (code == errno.EEXIST and self._present(operation.thing)):
-                    failures.append(Failure(operation, code, text or os.strerror(code)))
+        answers = self._request([rtnetlink.request(operation) for operation in operations])
+        for operation, (code, text) in zip(operations, map(refusal, answers), strict=True):
+            gone = operation.action == "remove" and code in GONE
+            if code and not gone and not (code == errno.EEXIST and self._present(operation.thing)):
+                failures.append(Failure(operation, code, text))
         return failures
 
     def _present(self, thing: Thing) -> bool:
         """A dump of many IPv6 routes misses some while the kernel makes its own for new interfaces."""
         return isinstance(thing, Route) and thing in self.routes(thing.device)
 
-    def _request(self, operations: Sequence[Operation]) -> list[tuple[int, str]]:
-        """For each operation errno, 0 if done, and the kernel's own words if it has any (NETLINK_EXT_ACK)."""
+    def _request(self, requests: Sequence[Request]) -> list[Message]:
+        """The answer to each."""
+        answers: dict[int, Message] = {}
         first = self._sequence + 1
-        self._sequence += len(operations)
-        self._socket.send(b"".join(rtnetlink.encode(item, first + place) for place, item in enumerate(operations)))
-        answers: dict[int, tuple[int, str]] = {}
-        while len(answers) < len(operations):
-            for kind, flags, sequence, body in rtnetlink.messages(self._socket.recv(DATAGRAM)):
-                if kind == NLMSG_ERROR and sequence >= first:
-                    found = rtnetlink.attributes(body, 20) if flags & NLM_F_ACK_TLVS else {}
-                    text = found.get(NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
-                    answers[sequence] = -struct.unpack_from("=i", body)[0], text
-        return [answers[first + place] for place in range(len(operations))]
+        for start in range(0, len(requests), BATCH):
+            batch = requests[start : start + BATCH]
+            self._socket.send(b"".join(item.encode(first + start + place) for place, item in enumerate(batch)))
+            self._sequence += len(batch)
+            while len(answers) < start + len(batch):
+                for message in self._receive():
+                    if message.sequence >= first:
+                        answers[message.sequence] = message
+        return [answers[first + place] for place in range(len(requests))]
 
-    def _dump(self, kind: int, body: bytes) -> list[bytes]:
+    def _dump(self, request: Request) -> list[Any]:
+        """What was found, read. Raises OSError."""
+        return [message.read() for message in self._dump_unread(request)]
+
+    def _dump_unread(self, request: Request) -> list[Message]:
         """Raises OSError. A table that changed meanwhile is read again: what is missed would be made twice."""
-        while (found := self._dump_once(kind, body)) is None:
+        while (found := self._dump_once(request)) is None:
             pass
         return found
 
-    def _dump_once(self, kind: int, body: bytes) -> list[bytes] | None:
+    def _dump_once(self, request: Request) -> list[Message] | None:
         self._sequence += 1
-        header = HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
-        self._socket.send(header + body)
-        found: list[bytes] = []
+        self._socket.send(request.encode(self._sequence))
+        found: list[Message] = []
         consistent = True
         while True:
-            for answer, flags, sequence, payload in self._answers():
-                if sequence != self._sequence:
+            for message in self._receive():
+                if message.sequence != self._sequence:
                     continue
-                consistent &= not flags & NLM_F_DUMP_INTR
-                if answer == NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    raise OSError(code, os.strerror(code))
-                if answer == NLMSG_DONE:
+                consistent &= not message.flags & NLM_F_DUMP_INTR
+                if message.kind == NLMSG_ERROR:
+                    raise OSError(*refusal(message))
+                if message.kind == NLMSG_DONE:
                     return found if consistent else None
-                found.append(payload)
+                found.append(message)
 
-    def _answers(self) -> Iterator[tuple[int, int, int, bytes]]:
-        return rtnetlink.messages(self._socket.recv(DATAGRAM))
+    def _receive(self) -> Iterator[Message]:
+        return messages(self._socket.recv(DATAGRAM))
+
+
+def refusal(message: Message) -> tuple[int, str]:
+    """errno, 0 if the request is done, and why, in the kernel's own words if it has any (NETLINK_EXT_ACK)."""
+    body = message.read()
+    code = -body["error"]
+    return code, body.get_attr("NLMSGERR_ATTR_MSG") or os.strerror(code)
+
+
+def _owned(bodies: Iterable[Any]) -> tuple[list[Proxy], list[Proxy]]:
+    """Of neighbour entries the proxies: ours, and those of others."""
+    found: tuple[list[Proxy], list[Proxy]] = ([], [])
+    for proxy, ours in map(rtnetlink.neighbour, bodies):
+        if isinstance(proxy, Proxy):
+            found[0 if ours else 1].append(proxy)
+    return found
 
 
 class Events:

@@ -14,10 +14,10 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvmd.network.kernel.rtnetlink import attributes, messages
+from kvmd.network.kernel.rtnetlink import messages
 
 NETLINK_NETFILTER, NFNLGRP_NFTABLES, NFNL_SUBSYS_NFTABLES = 12, 7, 10  # linux/netfilter/nfnetlink.h
-SOL_NETLINK, ADD_MEMBERSHIP, NFTA_TABLE = 270, 1, 1  # the table's name is the first attribute of them all
+SOL_NETLINK, ADD_MEMBERSHIP = 270, 1
 
 # nf_tables.h, NFT_MSG_*
 TABLE_CHANGES, CHAIN_CHANGES, RULE_CHANGES, SET_CHANGES, ELEMENT_CHANGES = (0, 2), (3, 5), (6, 8), (9, 11), (12, 14)
@@ -65,12 +65,11 @@ class Changes:
                     raise
                 lost = True  # the rest waits, and is older than the next look
                 continue
-            for kind, _flags, _sequence, body in messages(answer):
-                if kind >> 8 == NFNL_SUBSYS_NFTABLES and (number := kind & 0xFF) == GENERATION:
-                    changes.append((GENERATION, ""))
-                elif kind >> 8 == NFNL_SUBSYS_NFTABLES:
-                    table = attributes(body, 4).get(NFTA_TABLE, b"")
-                    changes.append((number, table.rstrip(b"\0").decode(errors="replace")))
+            for message in messages(answer):
+                if message.kind >> 8 == NFNL_SUBSYS_NFTABLES:
+                    number = message.kind & 0xFF
+                    table = "" if number == GENERATION else message.read().get_attr("NFTA_TABLE_NAME", "")
+                    changes.append((number, table))
 
 
 class Nftables:
