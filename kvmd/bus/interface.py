@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 
-from dbus_next.signature import Variant
+from kvmd.systemd.sysbus import Variant
 
 STANDARD_XML = """
 <node>

@@ -8,16 +8,13 @@ import os
 import xml.etree.ElementTree as ElementTree
 from typing import Any, Protocol
 
-from dbus_next.message import Message
-from dbus_next.signature import Variant
-
 from kvmd.bus.interface import OBJECT_MANAGER_XML, STANDARD_XML, Interface
 from kvmd.errors import KvmdError, NoSuchGuest
 from kvmd.guests.manager import Manager
 from kvmd.systemd.journal import log
 from kvmd.systemd.polkit import CONSOLE, MANAGE, authorise
 from kvmd.systemd.scope import escape
-from kvmd.systemd.sysbus import BusError, SystemBus
+from kvmd.systemd.sysbus import BusError, Message, SystemBus, Variant
 
 NAME = "org.kvmd1"
 ROOT = "/org/kvmd1"

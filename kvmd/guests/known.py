@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from dbus_next.signature import Variant
-
 from kvmd.config.directory import Entry
 from kvmd.errors import InvalidConfiguration
 from kvmd.guest import Guest, Nic
 from kvmd.guests.machine import Machine, State
 from kvmd.network.lan import Lan
+from kvmd.systemd.sysbus import Variant
 
 
 @dataclass

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from dbus_next.constants import MessageFlag
-from dbus_next.message import Message
-from dbus_next.signature import Variant
-
 from kvmd.errors import AccessDenied
-from kvmd.systemd.sysbus import BusError, SystemBus
+from kvmd.systemd.sysbus import BusError, Message, MessageFlag, SystemBus, Variant
 
 AUTHORITY = (
     "org.freedesktop.PolicyKit1",

@@ -1,22 +1,32 @@
-"""The connection to the system bus: dbus-next, with what a long-lived service needs on top."""
+"""The connection to the system bus: dbus-next, with what a long-lived service needs on top.
+
+The one room that knows the library: others have its ``Message`` and ``Variant`` from here.
+"""
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import os
 import socket
+import sys
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from dbus_next.aio import message_bus as aio
-from dbus_next.constants import BusType, MessageType, NameFlag, RequestNameReply
-from dbus_next.errors import AuthError
-from dbus_next.message import Message
+# Where python3-gi is installed dbus-next loads GLib, for nothing: 4 MiB.
+sys.modules["gi"] = None  # type: ignore[assignment]
 
-from kvmd.errors import KvmdError, Unavailable
+from dbus_next.aio.message_bus import MessageBus  # noqa: E402
+from dbus_next.constants import BusType, MessageFlag, MessageType, NameFlag, RequestNameReply  # noqa: E402
+from dbus_next.errors import AuthError  # noqa: E402
+from dbus_next.message import Message  # noqa: E402
+from dbus_next.signature import Variant  # noqa: E402
+
+from kvmd.errors import KvmdError, Unavailable  # noqa: E402
+
+__all__ = ["DBUS", "DISCONNECTED", "BusError", "Message", "MessageFlag", "MessageType", "SystemBus", "Variant"]
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
@@ -35,49 +45,65 @@ class BusError(KvmdError):
         super().__init__(text)
 
 
-class _Writer(aio._MessageWriter):
-    """dbus-next 0.2.3 takes a full socket (EAGAIN) for a lost connection; this one waits until it is writable again."""
+class _Bus(MessageBus):
+    """dbus-next 0.2.3, where two things of it would end a daemon."""
 
-    buf: Any
-    fut: Any
-    unix_fds: Any
-
-    def write_callback(self) -> None:
-        try:
-            while self.buf is not None or self.messages.qsize():
-                if self.buf is None:
-                    data, self.unix_fds, self.fut = self.messages.get_nowait()
-                    self.buf, self.offset = memoryview(data), 0
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.unix_fds or ()))]
-                try:
-                    self.offset += self.sock.sendmsg([self.buf[self.offset :]], rights if self.unix_fds else [])
-                except BlockingIOError:
-                    return
-                self.unix_fds = None
-                if self.offset < len(self.buf):
-                    return
-                self.buf = None
-                if not self.fut.done():
-                    self.fut.set_result(None)
-            self.loop.remove_writer(self.fd)
-        except OSError as error:
-            if self.fut is not None and not self.fut.done():
-                self.fut.set_exception(error)
-                self.fut.exception()
-            self.bus._finalize(error)
-
-
-class _Bus(aio.MessageBus):
-    """dbus-next 0.2.3 reads from a connection that was closed while it logs in for ever, and nothing else runs."""
-
-    _loop: asyncio.AbstractEventLoop
+    _loop: asyncio.AbstractEventLoop  # private, as _auth_readline is
     _sock: socket.socket
 
     def __init__(self) -> None:
         super().__init__(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
-        self._writer = _Writer(self)  # type: ignore[no-untyped-call]
+        self._waiting: deque[tuple[Message, asyncio.Future[None]]] = deque()  # the first one is being written
+        self._over = False
+
+    def send(self, message: Message) -> asyncio.Future[None]:  # type: ignore[override]
+        """One after the other: a socket that is full when it begins with another one it takes for a lost connection."""
+        message.serial = message.serial or self.next_serial()
+        sent = asyncio.get_running_loop().create_future()
+        self._waiting.append((message, sent))
+        if self._over:
+            self._tell_waiting()
+        elif len(self._waiting) == 1:
+            self._send_first()
+        return sent
+
+    def _send_first(self) -> None:
+        message, sent = self._waiting[0]
+        try:
+            super().send(message).add_done_callback(self._written)
+        except Exception as error:  # noqa: BLE001  # it cannot be marshalled: told its sender, and in nobody's way
+            sent.set_exception(error)
+            self._next()
+
+    def _written(self, written: asyncio.Future[None]) -> None:
+        if written.exception() or self._over:
+            return  # it is lost, and who waits is told
+        _message, sent = self._waiting[0]
+        if not sent.done():
+            sent.set_result(None)
+        self._next()
+
+    def _next(self) -> None:
+        self._waiting.popleft()
+        if self._waiting:
+            self._send_first()
+
+    async def lost(self) -> None:
+        """Return when the connection has ended; nobody waits any more for what was not sent."""
+        with contextlib.suppress(OSError, EOFError):
+            await self.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        self._over = True
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        while self._waiting:
+            _message, sent = self._waiting.popleft()
+            if not sent.done():
+                sent.set_exception(EOFError("it was lost"))
+                sent.exception()  # for who asks; no traceback if nobody does
 
     async def _auth_readline(self) -> str:
+        """From a connection that was closed while it logs in it would read for ever, and nothing else run."""
         line = b""
         while not line.endswith(b"\r\n"):
             received = await self._loop.sock_recv(self._sock, 2)
@@ -103,12 +129,8 @@ class SystemBus:
         except (OSError, EOFError, AuthError) as error:
             raise Unavailable(f"cannot reach the system bus: {error} (is dbus.service running?)") from error
         self._bus.add_message_handler(self._dispatch)
-        self._lost = asyncio.create_task(self._watch(), name="bus")
+        self._lost = asyncio.create_task(self._bus.lost(), name="bus")
         return self
-
-    async def _watch(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            await self._bus.wait_for_disconnect()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

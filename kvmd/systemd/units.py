@@ -8,11 +8,8 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from dbus_next.message import Message
-from dbus_next.signature import Variant
-
 from kvmd.errors import StartFailed
-from kvmd.systemd.sysbus import DBUS, BusError, SystemBus
+from kvmd.systemd.sysbus import DBUS, BusError, Message, SystemBus, Variant
 
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import struct
 from pathlib import Path
 
 import pytest
+from dbus_next._private.unmarshaller import Unmarshaller
+from dbus_next.aio.message_bus import MessageBus
 from dbus_next.message import Message
 
 from kvmd.errors import Unavailable
@@ -17,10 +21,14 @@ UNIQUE_NAME = ":1.1"
 
 
 class FrailBus:
-    """Logs one client in and goes: after ``steps`` answers, of which the third is the one to Hello."""
+    """Logs one client in and goes: after ``steps`` answers, of which the third is the one to Hello.
 
-    def __init__(self, path: Path, steps: int) -> None:
-        self._path, self._steps = path, steps
+    Or ``stays``, and reads no more until it is asked to.
+    """
+
+    def __init__(self, path: Path, steps: int, stays: bool = False) -> None:
+        self._path, self._steps, self._stays = path, steps, stays
+        self._client = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> FrailBus:
         self._server = await asyncio.start_unix_server(self._serve, self._path)
@@ -41,13 +49,33 @@ class FrailBus:
             reply.serial = 1
             writer.write(reply._marshall())
         await writer.drain()
+        if self._stays:
+            self._client.set_result((reader, writer))
+        else:
+            writer.close()
+
+    async def take(self, count: int) -> list[str]:
+        """The members of the client's next messages."""
+        reader, writer = await self._client
+        members = []
+        for _ in range(count):
+            head = await reader.readexactly(16)
+            body, _serial, fields = struct.unpack_from("<III", head, 4)
+            rest = await reader.readexactly((fields + 7 & ~7) + body)
+            members.append(Unmarshaller(io.BytesIO(head + rest)).unmarshall().member)
         writer.close()
+        return members
 
 
 @pytest.fixture
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'bus'}")
     return tmp_path / "bus"
+
+
+def test_what_is_overridden_is_there() -> None:
+    """Under another name it would be called no more, and the next test would stand still for ever."""
+    assert callable(MessageBus._auth_readline)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -68,3 +96,25 @@ async def test_a_call_after_it_was_lost(address: Path) -> None:
         with pytest.raises(BusError) as caught:
             await bus.call(DBUS, "GetId")
         assert caught.value.name == DISCONNECTED
+
+
+async def test_a_bus_that_does_not_read_for_a_while(address: Path) -> None:
+    """Nothing is lost and the order kept, and what cannot be sent is in nobody's way."""
+    async with FrailBus(address, 3, stays=True) as frail, asyncio.timeout(20), SystemBus() as bus:
+        names = [f"Signal{number}" for number in range(3000)]
+        sent = [bus.send(Message.new_signal("/", "org.kvmd1.Test", name, "s", ["x" * 1000])) for name in names]
+        wrong = bus.send(Message.new_signal("/", "org.kvmd1.Test", "Wrong", "s", [1]))
+        last = bus.send(Message.new_signal("/", "org.kvmd1.Test", "Last"))
+        assert await frail.take(3001) == [*names, "Last"]
+        await asyncio.gather(*sent, last)
+        assert isinstance(await asyncio.wait_for(asyncio.gather(wrong, return_exceptions=True), 1), list)
+        assert wrong.exception() is not None
+
+
+async def test_what_waits_when_it_is_lost(address: Path) -> None:
+    async with FrailBus(address, 3, stays=True) as frail, asyncio.timeout(20), SystemBus() as bus:
+        sent = [bus.send(Message.new_signal("/", "org.kvmd1.Test", "S", "s", ["x" * 1000])) for _ in range(3000)]
+        await frail.take(1)
+        await asyncio.wait(sent)
+        assert sent[-1].exception() is not None
+        await asyncio.gather(*sent, return_exceptions=True)

@@ -11,11 +11,9 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from dbus_next.message import Message
-
 from kvmd.network.firewalls.barriers import OWN, Passage, Ruleset, barriers, changes, openings, parse, sentence, tables
 from kvmd.network.kernel.nftables import STRUCTURE, Changes, Nftables
-from kvmd.systemd.sysbus import BusError, SystemBus
+from kvmd.systemd.sysbus import BusError, Message, SystemBus
 
 BUS_NAME = "org.fedoraproject.FirewallD1"
 ZONES = (BUS_NAME, "/org/fedoraproject/FirewallD1", f"{BUS_NAME}.zone")
