@@ -9,6 +9,7 @@ import pytest
 
 from kvmd.network.wire.frames import (
     ALL_NODES,
+    BPF_MAXINSNS,
     IFINDEX,
     OVERRIDE,
     REPLY,
@@ -22,7 +23,7 @@ from kvmd.network.wire.frames import (
     link_local,
     mac_bytes,
     nd_filter,
-    pack,
+    ranges,
     solicit,
 )
 
@@ -42,8 +43,9 @@ def passes(program: Program, frame: bytes, index: int) -> bool:
             return value > 0
         if code == 0x05:
             at += value
-        elif code == 0x15:
-            at += yes if accumulator == value else no
+        elif code in (0x15, 0x25, 0x35):
+            true = {0x15: accumulator == value, 0x25: accumulator > value, 0x35: accumulator >= value}[code]
+            at += yes if true else no
         elif value == IFINDEX:
             accumulator = index
         else:
@@ -109,8 +111,22 @@ def test_nd_filter() -> None:
 
 
 def test_many_guests() -> None:
-    """The jumps reach; and what does not fit the kernel's limit passes all."""
+    """The jumps reach, and the kernel's limit holds however many there are."""
     addresses = list(range(1, 700))
     assert passes(arp_filter([UPLINK], addresses), arp(MAC, REQUEST, IPv4Address(699), FOUR), UPLINK)
     assert not passes(arp_filter([UPLINK], addresses), arp(MAC, REQUEST, IPv4Address(700), FOUR), UPLINK)
-    assert len(pack(arp_filter([UPLINK], list(range(2000))))) == 8
+    scattered = [number * number for number in range(3, 5000)]
+    program = arp_filter([UPLINK], scattered)
+    assert all(passes(program, arp(MAC, REQUEST, IPv4Address(each), FOUR), UPLINK) for each in scattered[::99])
+    assert not passes(program, arp(MAC, REQUEST, IPv4Address(8), FOUR), UPLINK)
+    assert len(program) < BPF_MAXINSNS
+    assert len(nd_filter(scattered, [UPLINK], scattered)) < BPF_MAXINSNS
+
+
+def test_ranges() -> None:
+    """Each by itself where there is room; else together where the gaps between are smallest."""
+    assert ranges([]) == []
+    assert ranges([5, 1, 5]) == [(1, 1), (5, 5)]
+    assert ranges([1, 2, 10, 12, 100], most=2) == [(1, 12), (100, 100)]
+    assert ranges([1, 2, 10, 12, 100], most=3) == [(1, 2), (10, 12), (100, 100)]
+    assert ranges([7, 9], most=1) == [(7, 9)]
