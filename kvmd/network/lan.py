@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class Lan:
         self._open_firewalls = False
         self._over: set[str] = set()  # taps whose guest has ended, or is just starting: nothing is wanted yet
         self._running: dict[str, tuple[Nic, Link]] = {}  # declared, present, not over
-        self._plans: dict[str, Plan] = {}  # of those, as last carried out
+        self._passages: dict[str, Passage] = {}  # of those
         self._statuses: dict[str, NicStatus] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._all, self._deep = False, False  # look at all taps; and at their settings too
@@ -187,7 +187,7 @@ class Lan:
         if tap in self._over:
             return
         self._over.add(tap)
-        self._schedule(every=True)
+        self._schedule({tap})
         self._reconcile()
 
     async def withdraw(self, tap: str) -> None:
@@ -230,7 +230,7 @@ class Lan:
             return
         if gone:
             self._over.discard(link.name)
-            self._schedule(every=True)
+            self._schedule({link.name})
         elif before != link:
             self._schedule({link.name})
             nic = self._nics[link.name]
@@ -278,7 +278,9 @@ class Lan:
 
     def _look(self, links: bool = False) -> None:
         changed = self._survey.look(
-            self._kernel.links() if links else None, self._kernel.addresses(), self._kernel.host_routes()
+            self._kernel.links() if links else None,
+            self._kernel.addresses(self._survey.taps()),
+            self._kernel.host_routes(),
         )
         self._all, self._deep = self._all or changed, self._deep or changed
 
@@ -293,25 +295,33 @@ class Lan:
             self._look()
         names, every, deep = self._new, self._all, self._deep
         self._new, self._all, self._deep = set(), False, False
-        found = {link.name: link for link in self._survey.links.values() if link.name in self._nics}
+        found = {name: self._survey.links[index] for index, name in self._survey.taps().items()}
         self._running = {name: (self._nics[name], tap) for name, tap in found.items() if name not in self._over}
         self._keep_looking()
-        scope = {name: each for name, each in self._running.items() if every or name in names}
+        concerned = {*self._nics, *self._holdings.plans} if every else names
+        scope = {name: self._running[name] for name in concerned if name in self._running}
         settled = set() if deep else {tap.index for name, (_nic, tap) in scope.items() if name not in names}
-        nics = [nic for nic, _tap in self._running.values()]
-        unguarded = self._guard(nics)  # before their first frame
-        dropped = self._forwarding.apply(self._open_firewalls, frozenset(map(self._passage, nics)))
+        unguarded = self._guard([nic for nic, _tap in self._running.values()])  # before their first frame
+        dropped = self._forwarding.apply(self._open_firewalls, self._pass_by(concerned))
         plans = self._plan(scope)
-        failures = self._apply(plans, every, settled)
+        over = concerned & self._holdings.plans.keys() - plans.keys()
+        failures = self._apply(plans, over, every, settled)
         self._presence.serve(self._running.values())
         self._events.read()  # what we have just caused ourselves
-        for name in self._nics if every else names & self._nics.keys():
+        for name in concerned & self._nics.keys():
             tap = self._survey.links.get(found[name].index) if name in found else None
             self._tell(name, tap, plans.get(name), failures, unguarded, dropped.get(name, ""))
 
-    def _passage(self, nic: Nic) -> Passage:
-        uplink = self._survey.uplink(nic)
-        return Passage(nic.tap, uplink.name if uplink else "", tuple(sorted(nic.families)))
+    def _pass_by(self, concerned: Iterable[str]) -> Mapping[str, Passage]:
+        """What is to be forwarded, by tap: another object each time, of which the most is as it was."""
+        passages = {name: passage for name, passage in self._passages.items() if name in self._running}
+        for name in concerned:
+            if name in self._running:
+                nic, _tap = self._running[name]
+                uplink = self._survey.uplink(nic)
+                passages[name] = Passage(name, uplink.name if uplink else "", tuple(sorted(nic.families)))
+        self._passages = passages
+        return passages
 
     def _guard(self, nics: list[Nic]) -> str:
         uplinks = {uplink.index: uplink for nic in nics if (uplink := self._survey.uplink(nic)) is not None}
@@ -323,27 +333,27 @@ class Lan:
         return refusal
 
     def _plan(self, scope: dict[str, tuple[Nic, Link]]) -> dict[str, Plan]:
-        survey = self._survey
+        survey, before = self._survey, self._holdings.plans
         if any(6 in nic.families for nic, _tap in scope.values()):
             survey.learn(self._sysctls.learners(link.index for link in survey.others()))
         return {
-            name: plan(nic, tap, survey.uplink(nic), survey.host, self._plans.get(name))
+            name: plan(nic, tap, survey.uplink(nic), survey.host, before.get(name))
             for name, (nic, tap) in scope.items()
         }
 
-    def _apply(self, plans: dict[str, Plan], every: bool, settled: set[int]) -> list[Failure]:
+    def _apply(self, plans: dict[str, Plan], over: Iterable[str], every: bool, settled: set[int]) -> list[Failure]:
         """New proxy entries are announced, and what had to be restored is told."""
-        volatile = [tap.index for _nic, tap in self._running.values() if tap.transient]
-        done, failures = self._holdings.apply(plans, every, settled, volatile)
+        before = {name: known for name in plans if (known := self._holdings.plans.get(name)) is not None}
+        volatile = {tap.index for _nic, tap in self._running.values() if tap.transient}
+        done, failures = self._holdings.apply({**dict.fromkeys(over), **plans}, every, settled, volatile)
         for thing in done:
             link = self._survey.links.get(thing.device)
             if isinstance(thing, LinkState):
                 self._survey.made(thing)
             elif isinstance(thing, Proxy) and link and link.name not in self._nics:
                 self._presence.announce(link, [thing.address])
-        for name, sentence in mended(done, plans, self._plans).items():
+        for name, sentence in mended(done, plans, before).items():
             self._report(name, sentence, NOTICE)
-        self._plans = {name: plan for name, plan in (self._plans | plans).items() if name in self._running}
         # A tap that is down in the middle of a pass has just been set down: its event comes, and another pass.
         return [failure for failure in failures if failure.code != errno.ENETDOWN]
 

@@ -12,7 +12,7 @@ from kvmd.network.model.host import Host, HostRoute, Link
 from kvmd.network.model.nicstatus import NOTICE, WARNING, assess, news
 from kvmd.network.model.plan import METRIC, TAP_MAC, mended, plan, wanted
 from kvmd.network.model.things import ALL, Failure, LinkState, Neighbour, Operation, Proxy, Route, Setting, diff
-from kvmd.network.wire.vicinity import Verdict, local_addresses, vicinity
+from kvmd.network.wire.vicinity import Verdict, own_addresses, vicinity
 
 UPLINK = Link(2, "eth0", "02:00:00:00:00:02", 9000, up=True, carrier=True)
 DOCKER = Link(1, "docker0", "02:00:00:00:00:01", 1500, up=True, carrier=True)
@@ -199,7 +199,7 @@ V6 = IPv6Address
 )
 def test_judgement_of_solicitations(source: str, target: str, verdict: Verdict) -> None:
     other = replace(NIC, tap="kv-lily", addresses=(V6("2001:db8:1::43"),))
-    view = vicinity(NIC, TAP, UPLINK, HOST, local_addresses(HOST, [NIC, other]))
+    view = vicinity(NIC, TAP, UPLINK, HOST, {*own_addresses(HOST), *NIC.addresses, *other.addresses})
     assert view.judge(V6(source), V6(target)) is verdict
 
 

@@ -9,9 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from kvmd.network.firewalls.barriers import OWN, Passage, Ruleset, barriers, changes, openings, parse, sentence, tables
+from kvmd.network.firewalls.barriers import (
+    OWN,
+    Barrier,
+    Passage,
+    Ruleset,
+    barriers,
+    changes,
+    openings,
+    parse,
+    sentence,
+    tables,
+)
 from kvmd.network.kernel.nftables import STRUCTURE, Changes, Nftables
 from kvmd.systemd.sysbus import BusError, Message, SystemBus
 
@@ -33,7 +44,8 @@ class Forwarding:
         self._firewalld = _Firewalld(bus, self._answered) if bus else None
         self._rules = Ruleset()
         self._stale = True
-        self._asked: tuple[bool, frozenset[Passage]] | None = None
+        self._asked: tuple[bool, Mapping[str, Passage]] | None = None
+        self._found: dict[str, list[Barrier]] = {}  # by tap
         self._sentences: dict[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._latest = 0.0
@@ -51,8 +63,8 @@ class Forwarding:
         if self._firewalld:
             await self._firewalld.close()
 
-    def apply(self, allowed: bool, passages: frozenset[Passage]) -> dict[str, str]:
-        """Open what is in these guests' way, if ``allowed``. A sentence for each tap whose way is barred.
+    def apply(self, allowed: bool, passages: Mapping[str, Passage]) -> Mapping[str, str]:
+        """Open what is in these guests' way, by tap, if ``allowed``. A sentence for each whose way is barred.
 
         Blocks for some milliseconds if the ruleset has changed.
         """
@@ -61,8 +73,12 @@ class Forwarding:
         if not passages and not self._rules.ours and self._asked == (allowed, passages):
             return {}  # nobody to look for
         looked = self._stale and self._look()
+        before = self._asked[1] if self._asked and not looked else {}
         self._asked = allowed, passages
-        found = {passage.tap: barriers(self._rules, passage) for passage in passages}
+        self._found = found = {
+            tap: self._found[tap] if before.get(tap) is passage else barriers(self._rules, passage)
+            for tap, passage in passages.items()
+        }
         wanted = {opening for tap, each in found.items() for opening in openings(each, tap)} if allowed else set()
         commands = changes(self._rules, wanted)
         trouble = self._nft.run(commands) if commands else ""
@@ -75,12 +91,12 @@ class Forwarding:
             refusal = self._firewalld.trouble
         elif self._firewalld:
             self._firewalld.forget()
-        before, self._sentences = self._sentences, {}
+        told, self._sentences = self._sentences, {}
         for tap, each in found.items():
             left = [barrier for barrier in each if not allowed or trouble or barrier.owner == "firewalld"]
             text = sentence(left, tap, allowed, trouble or refusal) if left else ""
             if text and asking:
-                text = before.get(tap, "")  # the news is told when it has answered
+                text = told.get(tap, "")  # the news is told when it has answered
             if text:
                 self._sentences[tap] = text
         return self._sentences

@@ -7,6 +7,7 @@ is an error.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")  # linux/netlink.h, struct nlmsghdr, nlattr
+NLA_TYPE_MASK = 0x3FFF
+NFT_MSG_MAX = 64  # linux/netfilter/nf_tables.h has 36
 
 
 def _only(base: type[nlmsg], *names: str) -> tuple[tuple[int, str, str], ...]:
@@ -72,7 +77,7 @@ class _Answer(nlmsg):
     """With NETLINK_CAP_ACK: after the error comes the header of the request, and no more of it."""
 
     fields = (("error", "i"), ("request", "16s"))
-    nla_map = nlmsgerr.nla_map
+    nla_map = _only(nlmsgerr, "NLMSGERR_ATTR_MSG")
 
 
 class _Ruleset(nfgen_msg):
@@ -88,7 +93,27 @@ _CLASSES: dict[int, type[nlmsg]] = {
     **dict.fromkeys((rtnl.RTM_NEWNEIGH, rtnl.RTM_DELNEIGH, rtnl.RTM_GETNEIGH), _Neighbour),
     rtnl.RTM_NEWNETCONF: _NetConf,
     NLMSG_ERROR: _Answer,
+    **dict.fromkeys((NFNL_SUBSYS_NFTABLES << 8 | number for number in range(NFT_MSG_MAX)), _Ruleset),
 }
+
+
+def _places(base: type[nlmsg]) -> dict[str, tuple[int, str]]:
+    """Offset and format of each field, as pyroute2's own decoder goes through them."""
+    places, offset = {}, sum(struct.calcsize(each[1]) for each in base.header)
+    for name, form in base.fields:
+        places[name] = offset, form
+        offset += struct.calcsize(form)
+    return places
+
+
+def _wanted(base: type[nlmsg]) -> tuple[int, set[int]]:
+    """Where the attributes begin, and which of them are read."""
+    size = sum(struct.calcsize(each[1]) for each in (*base.header, *base.fields))
+    return size + 3 & ~3, {each[0] for each in base.nla_map if not each[1].endswith("CACHEINFO")}
+
+
+_PLACES = {kind: _places(known) for kind, known in _CLASSES.items()}
+_LEAN = {kind: _wanted(known) for kind, known in _CLASSES.items()}
 
 
 def encode(kind: int, flags: int, sequence: int, fields: Mapping[str, int], attributes: Mapping[str, object]) -> bytes:
@@ -103,11 +128,36 @@ def encode(kind: int, flags: int, sequence: int, fields: Mapping[str, int], attr
     return bytes(message.data) + bytes(-len(message.data) % 4)
 
 
+def lean(kind: int, data: bytes) -> bytes:
+    """The message as one that is equal as long as its values are: without ages and what nobody here reads.
+
+    pyroute2 makes an object of every attribute, known or not; an interface has sixty.
+    """
+    start, wanted = _LEAN[kind]
+    kept = [data[_HEADER.size : start]]
+    offset = start
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, number = _ATTRIBUTE.unpack_from(data, offset)
+        end = offset + max(length + 3 & ~3, _ATTRIBUTE.size)
+        if number & NLA_TYPE_MASK in wanted:
+            kept.append(data[offset:end])
+        offset = end
+    body = b"".join(kept)
+    return _HEADER.pack(_HEADER.size + len(body), kind, 0, 0, 0) + body
+
+
 def read(kind: int, data: bytes) -> Any:
     """One message: its fields as items, its attributes by ``get_attr(name)``, None where there is none.
 
     Raises KeyError for a message of which there is no class here.
     """
-    message = (_Ruleset if kind >> 8 == NFNL_SUBSYS_NFTABLES else _CLASSES[kind])(data)
+    message = _CLASSES[kind](lean(kind, data))
     message.decode()
     return message
+
+
+def field(kind: int, data: bytes, name: str) -> int:
+    """One of the fields of a message, which is not read for it."""
+    offset, form = _PLACES[kind][name]
+    value: int = struct.unpack_from(form, data, offset)[0]
+    return value

@@ -13,13 +13,12 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 from kvmd.errors import StartFailed
 from kvmd.network.kernel import rtnetlink
-from kvmd.network.kernel.rtnetlink import NEWNEIGH, Event, Message, Request, messages
+from kvmd.network.kernel.rtnetlink import NEWNEIGH, NUD_PERMANENT, Event, Message, Request, messages
 from kvmd.network.model.host import HostRoute, Interface, Link
 from kvmd.network.model.things import PROTOCOL, Failure, Neighbour, Operation, Proxy, Route, TapAddress, Thing
 
@@ -48,28 +47,31 @@ class Kernel:
         self._socket.close()
 
     def links(self) -> list[Link]:
-        return [rtnetlink.link(body) for body in self._dump(rtnetlink.ask_links())]
+        return [message.value(rtnetlink.link) for message in self._dump(rtnetlink.ask_links())]
 
-    def addresses(self) -> dict[int, tuple[Interface, ...]]:
-        """Addresses the host may use as source, by interface index, in the kernel's order: primary ones first."""
+    def addresses(self, taps: Container[int] = ()) -> dict[int, tuple[Interface, ...]]:
+        """Addresses the host may use as source, by interface index, in the kernel's order: primary ones first.
+
+        Not those of ``taps``.
+        """
         found: dict[int, list[Interface]] = {}
-        for body in self._dump(rtnetlink.ask_addresses()):
-            if (item := rtnetlink.address(body)) is not None:
+        for message in self._dump(rtnetlink.ask_addresses()):
+            if message.field("index") not in taps and (item := message.value(rtnetlink.address)) is not None:
                 found.setdefault(item[0], []).append(item[1])
         return {index: tuple(interfaces) for index, interfaces in found.items()}
 
     def tap_addresses(self, device: int = 0) -> list[TapAddress]:
         """Addresses of ours, on ``device`` or (0) on any."""
         dump = self._dump(rtnetlink.ask_addresses(device))
-        return [found for body in dump if (found := rtnetlink.tap_address(body)) is not None]
+        return [found for message in dump if (found := message.value(rtnetlink.tap_address)) is not None]
 
     def host_routes(self) -> tuple[HostRoute, ...]:
-        """Default routes and on-link prefixes of the main table."""
+        """Default routes and on-link prefixes of the main table, without ours."""
         return tuple(
             found
             for family in (socket.AF_INET, socket.AF_INET6)
-            for body in self._dump(rtnetlink.ask_routes(family))
-            if (found := rtnetlink.host_route(body)) is not None
+            for message in self._dump(rtnetlink.ask_routes(family))
+            if message.field("proto") != PROTOCOL and (found := message.value(rtnetlink.host_route)) is not None
         )
 
     def routes(self, device: int = 0) -> list[Route]:
@@ -77,15 +79,17 @@ class Kernel:
         return [
             found
             for family in (socket.AF_INET, socket.AF_INET6)
-            for body in self._dump(rtnetlink.ask_routes(family, PROTOCOL, device))
-            if (found := rtnetlink.route(body)) is not None
+            for message in self._dump(rtnetlink.ask_routes(family, PROTOCOL, device))
+            if (found := message.value(rtnetlink.route)) is not None
         ]
 
     def neighbours(self, device: int = 0) -> list[Neighbour]:
         """Permanent neighbours of ours, on ``device`` or (0) on any."""
         return [
             found
-            for found, ours in map(rtnetlink.neighbour, self._dump(rtnetlink.ask_neighbours(device)))
+            for message in self._dump(rtnetlink.ask_neighbours(device))
+            if message.field("state") & NUD_PERMANENT
+            for found, ours in (message.value(rtnetlink.neighbour),)
             if ours and isinstance(found, Neighbour)
         ]
 
@@ -96,11 +100,11 @@ class Kernel:
     def proxies_like(self, wanted: Sequence[Proxy]) -> tuple[list[Proxy], list[Proxy]]:
         """Of these interfaces and addresses; as ``proxies``."""
         answers = self._request([rtnetlink.ask_proxy(proxy) for proxy in wanted])
-        return _owned(answer.read() for answer in answers if answer.kind == NEWNEIGH)
+        return _owned(answer for answer in answers if answer.kind == NEWNEIGH)
 
     def proxies_unread(self) -> bytes:
         """All proxy entries, only to be compared with what this was before."""
-        return b"".join(message.payload for message in self._dump_unread(rtnetlink.ask_proxies()))
+        return b"".join(message.payload for message in self._dump(rtnetlink.ask_proxies()))
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """All of them, in order; one that fails stops none. What was to be removed and is gone is no failure."""
@@ -130,11 +134,7 @@ class Kernel:
                         answers[message.sequence] = message
         return [answers[first + place] for place in range(len(requests))]
 
-    def _dump(self, request: Request) -> list[Any]:
-        """What was found, read. Raises OSError."""
-        return [message.read() for message in self._dump_unread(request)]
-
-    def _dump_unread(self, request: Request) -> list[Message]:
+    def _dump(self, request: Request) -> list[Message]:
         """Raises OSError. A table that changed meanwhile is read again: what is missed would be made twice."""
         while (found := self._dump_once(request)) is None:
             pass
@@ -151,7 +151,10 @@ class Kernel:
                     continue
                 consistent &= not message.flags & NLM_F_DUMP_INTR
                 if message.kind == NLMSG_ERROR:
-                    raise OSError(*refusal(message))
+                    code, text = refusal(message)
+                    if code in GONE:
+                        return []  # the interface asked for has just gone
+                    raise OSError(code, text)
                 if message.kind == NLMSG_DONE:
                     return found if consistent else None
                 found.append(message)
@@ -162,15 +165,17 @@ class Kernel:
 
 def refusal(message: Message) -> tuple[int, str]:
     """errno, 0 if the request is done, and why, in the kernel's own words if it has any (NETLINK_EXT_ACK)."""
+    if not message.field("error"):
+        return 0, ""
     body = message.read()
     code = -body["error"]
     return code, body.get_attr("NLMSGERR_ATTR_MSG") or os.strerror(code)
 
 
-def _owned(bodies: Iterable[Any]) -> tuple[list[Proxy], list[Proxy]]:
+def _owned(messages: Iterable[Message]) -> tuple[list[Proxy], list[Proxy]]:
     """Of neighbour entries the proxies: ours, and those of others."""
     found: tuple[list[Proxy], list[Proxy]] = ([], [])
-    for proxy, ours in map(rtnetlink.neighbour, bodies):
+    for proxy, ours in (message.value(rtnetlink.neighbour) for message in messages):
         if isinstance(proxy, Proxy):
             found[0 if ours else 1].append(proxy)
     return found

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kvmd.guest import Address
 from kvmd.network.model.host import HostRoute, Interface, Link
@@ -28,6 +29,7 @@ RT_TABLE_MAIN, RTN_UNICAST, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 25
 NTF_PROXY, NTF_ROUTER, NUD_PERMANENT = 0x08, 0x80, 0x80
 
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+MEMORY = 1 << 14  # messages whose values are kept: those of 1,500 guests
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Changed:
 
 
 Event = LinkChanged | Changed
-EVENTS = frozenset((NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWNETCONF))
+T = TypeVar("T")
 
 
 def load() -> None:
@@ -167,10 +169,30 @@ class Message(NamedTuple):
         return self.data[HEADER.size :]
 
     def read(self) -> Any:
-        """Fields as items, attributes by ``get_attr(name)``. Takes 20 to 150 µs: what nobody wants is not read."""
+        """Fields as items, attributes by ``get_attr(name)``. Takes 20 to 80 µs."""
         from kvmd.network.kernel import codec
 
         return codec.read(self.kind, self.data)
+
+    def value(self, reader: Callable[[Any], T]) -> T:
+        """What ``reader`` makes of it; read only if there was none with the same values: 3 to 20 µs."""
+        from kvmd.network.kernel import codec
+
+        found: T = _value(reader, self.kind, codec.lean(self.kind, self.data))
+        return found
+
+    def field(self, name: str) -> int:
+        """One field only, in 1 µs."""
+        from kvmd.network.kernel import codec
+
+        return codec.field(self.kind, self.data, name)
+
+
+@lru_cache(maxsize=MEMORY)
+def _value(reader: Callable[[Any], Any], kind: int, data: bytes) -> Any:
+    from kvmd.network.kernel import codec
+
+    return reader(codec.read(kind, data))
 
 
 def messages(data: bytes) -> Iterator[Message]:
@@ -216,8 +238,8 @@ def _interface(body: Any) -> tuple[int, Interface]:
 
 
 def host_route(body: Any) -> HostRoute | None:
-    """A default route or an on-link prefix; None for any other: ours, link-local, multicast."""
-    if body["type"] != RTN_UNICAST or body["proto"] == PROTOCOL:
+    """A default route or an on-link prefix; None for any other: link-local, multicast."""
+    if body["type"] != RTN_UNICAST:
         return None
     index, gateway = _next_hop(body)
     if not index or (body["dst_len"] and gateway is not None):
@@ -249,22 +271,24 @@ def neighbour(body: Any) -> tuple[Neighbour | Proxy, bool]:
 
 
 def events(data: bytes) -> Iterator[Event]:
-    for message in messages(data):
-        if message.kind in EVENTS and (event := _event(message.kind, message.read())) is not None:
-            yield event
+    """Nothing of what we make ourselves: routes that come."""
+    return (event for message in messages(data) if (event := _event(message)) is not None)
 
 
-def _event(kind: int, body: Any) -> Event | None:
-    if kind in (NEWLINK, DELLINK):
-        bridged = body["family"] != socket.AF_UNSPEC  # a bridge tells of its ports, too
-        return None if bridged else LinkChanged(link(body), gone=kind == DELLINK)
+def _event(message: Message) -> Event | None:
+    kind = message.kind
+    if kind in (NEWLINK, DELLINK) and message.field("family") == socket.AF_UNSPEC:  # bridges tell of their ports, too
+        return LinkChanged(link(message.read()), gone=kind == DELLINK)
     if kind in (NEWADDR, DELADDR):
-        return Changed(body["index"], lost=kind == DELADDR and body.get_attr("IFA_PROTO") == PROTOCOL)
+        lost = kind == DELADDR and message.read().get_attr("IFA_PROTO") == PROTOCOL
+        return Changed(message.field("index"), lost)
+    if kind in (NEWROUTE, DELROUTE) and message.field("table") == RT_TABLE_MAIN:
+        ours = message.field("proto") == PROTOCOL
+        return None if ours and kind == NEWROUTE else Changed(_next_hop(message.read())[0], lost=ours)
     if kind == NEWNETCONF:
+        body = message.read()
         off = 0 in (body.get_attr("NETCONFA_FORWARDING"), body.get_attr("NETCONFA_PROXY_NEIGH"))
         return Changed(max(body.get_attr("NETCONFA_IFINDEX", 0), 0), lost=off, setting=True)  # -1, -2: all, default
-    if body["table"] == RT_TABLE_MAIN:
-        return Changed(_next_hop(body)[0], lost=kind == DELROUTE and body["proto"] == PROTOCOL)
     return None
 
 

@@ -39,6 +39,10 @@ class Survey:
         self._uplinks.clear()
         return (addresses, routes) != (before.addresses, before.routes)
 
+    def taps(self) -> dict[int, str]:
+        """Those of the guests that are there: name by interface index."""
+        return {index: link.name for index, link in self.links.items() if link.name in self._taps}
+
     def hear(self, link: Link, gone: bool) -> Link | None:
         """One interface is so now, or gone. Returns what it was before, None if it was not known."""
         before = self.links.get(link.index)

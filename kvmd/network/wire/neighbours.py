@@ -14,10 +14,11 @@ import asyncio
 import ctypes
 import socket
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 
 from kvmd.guest import Address
 from kvmd.network.model.host import Link, Wire
@@ -83,7 +84,7 @@ class Neighbours:
         """``conflict(uplink index, guest's address, MAC)``: another machine uses it. Needs a running loop; OSError."""
         self._conflict = conflict
         self._taps: Mapping[int, Vicinity] = {}
-        self._claims: Mapping[int, frozenset[Address]] = {}
+        self._claims: Mapping[int, Set[Address]] = {}
         self._uplinks: Mapping[int, Wire] = {}
         self._macs: frozenset[str] = frozenset()
         self._buckets: dict[int, _Bucket] = {}
@@ -112,16 +113,18 @@ class Neighbours:
         self,
         taps: Mapping[int, Vicinity],
         uplinks: Mapping[int, Wire],
-        claims: Mapping[int, frozenset[Address]],
+        claims: Mapping[int, Set[Address]],
         macs: Iterable[str],
     ) -> None:
-        """From now on: answer the guests behind ``taps``; defend ``claims``, their addresses by uplink.
+        """From now on: answer the guests behind ``taps``; defend ``claims``, sets of their addresses by uplink.
 
         All keys are interface indices. ``macs``: the host's own, which are in conflict with nobody.
         """
+        same = taps.keys() == self._taps.keys() and claims == self._claims
         self._taps, self._uplinks, self._claims, self._macs = taps, uplinks, claims, frozenset(macs)
-        self._buckets = {index: self._buckets.get(index) or _Bucket() for index in taps}
-        self._filter()
+        if not same:
+            self._buckets = {index: self._buckets.get(index) or _Bucket() for index in taps}
+            self._filter()
 
     def announce(self, wire: Wire, addresses: Iterable[Address]) -> None:
         """Tell the LAN at once where ``addresses`` are: gratuitous ARP, unsolicited advertisement with Override.
@@ -244,12 +247,12 @@ class Neighbours:
     def _filter(self) -> None:
         """Both sockets' classic BPF programs, attached if they differ from those at work."""
         uplinks = sorted({*self._claims, *(question.uplink for question in self._questions)})
-        watched = set().union(*self._claims.values(), (question.address for question in self._questions))
-        four = sorted(int(address) for address in watched if address.version == 4)
-        six = sorted({int(address) & 0xFFFFFFFF for address in watched if address.version == 6})
+        watched = [*chain(*self._claims.values()), *(question.address for question in self._questions)]
+        four = [int(address) for address in watched if address.version == 4]
+        six = [int(address) & 0xFFFFFFFF for address in watched if address.version == 6]
         programs = (
             pack(arp_filter(uplinks, four)),
-            pack(nd_filter(sorted(self._taps.keys() - self._muted), uplinks, six)),
+            pack(nd_filter(list(self._taps.keys() - self._muted), uplinks, six)),
         )
         if programs != self._filters:
             _attach(self._arp, programs[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 from kvmd.errors import AddressInUse
 from kvmd.guest import Address, Nic
@@ -11,9 +12,21 @@ from kvmd.network.model.host import Link, Wire
 from kvmd.network.model.survey import Survey
 from kvmd.network.wire import vicinity
 from kvmd.network.wire.neighbours import Neighbours
+from kvmd.network.wire.vicinity import Vicinity
 
 CONFLICT_MEMORY = 60.0  # seconds without another sign after which a conflict counts as over
 DEFEND_INTERVAL = 10.0  # seconds, RFC 5227
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _View:
+    """One guest's, and what it follows from."""
+
+    nic: Nic
+    tap: Link
+    uplink: Link | None
+    addresses: frozenset[Address]
+    vicinity: Vicinity
 
 
 class Presence:
@@ -24,6 +37,10 @@ class Presence:
         self._survey, self._changed = survey, changed
         self._neighbours = Neighbours(self._conflicting)
         self._guests: Collection[tuple[Nic, Link]] = ()
+        self._host = survey.host
+        self._own: frozenset[Address] = frozenset()  # of the host itself
+        self._local: set[Address] = set()  # all on this host
+        self._views: dict[int, _View] = {}  # by tap
         self._conflicts: dict[str, tuple[float, str]] = {}  # by tap: until when, and the sentence
         self._defended: dict[Address, float] = {}  # until when not again
 
@@ -50,20 +67,32 @@ class Presence:
             )
 
     def serve(self, guests: Collection[tuple[Nic, Link]]) -> None:
-        """These run, each with its tap: answer them, and answer and defend their addresses on their uplinks."""
+        """These run, each with its tap: answer them, and answer and defend their addresses on their uplinks.
+
+        What one may be told of its neighbours is judged anew only when it, or the host, is another one.
+        """
         self._guests = guests
         host = self._survey.host
-        local = vicinity.local_addresses(host, (nic for nic, _tap in guests))
-        views: dict[int, vicinity.Vicinity] = {}
-        claims: dict[int, frozenset[Address]] = {}
-        wires: dict[int, Wire] = {}
+        if host is not self._host:
+            self._host, self._own, self._views = host, vicinity.own_addresses(host), {}
+        before, self._views = self._views, {}
         for nic, tap in guests:
             uplink = self._survey.uplink(nic)
-            views[tap.index] = vicinity.vicinity(nic, tap, uplink, host, local)
-            if uplink is not None:
+            view = before.get(tap.index)
+            if view is None or view.nic is not nic or (view.tap, view.uplink) != (tap, uplink):
+                own = vicinity.vicinity(nic, tap, uplink, host, self._local)
+                view = _View(nic, tap, uplink, frozenset(nic.addresses), own)
+            self._views[tap.index] = view
+        self._local.clear()
+        self._local.update(self._own, *(view.addresses for view in self._views.values()))
+        claims: dict[int, set[Address]] = {}
+        wires: dict[int, Wire] = {}
+        for view in self._views.values():
+            if (uplink := view.uplink) is not None:
                 wires[uplink.index] = wires.get(uplink.index) or host.wire(uplink)
-                claims[uplink.index] = claims.get(uplink.index, frozenset()) | frozenset(nic.addresses)
-        self._neighbours.serve(views, wires, claims, (link.mac for link in self._survey.links.values()))
+                claims.setdefault(uplink.index, set()).update(view.addresses)
+        taps = {index: view.vicinity for index, view in self._views.items()}
+        self._neighbours.serve(taps, wires, claims, (link.mac for link in self._survey.links.values()))
 
     def announce(self, uplink: Link, addresses: Iterable[Address]) -> None:
         """As ``Neighbours.announce``."""

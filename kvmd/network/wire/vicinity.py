@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv6Address, IPv6Network
 
-from kvmd.guest import Nic
+from kvmd.guest import Address, Nic
 from kvmd.network.model.host import Host, Link
 from kvmd.network.model.plan import tap_proxies
 
@@ -21,13 +21,13 @@ class Verdict(Enum):
     ASK = "duplicate address detection: only the LAN knows"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Vicinity:
     """What one guest may ask for: like IPv4's proxy_arp, any address on its LAN, whether it exists or not."""
 
     known: frozenset[IPv6Address]  # the guest's own, and those the kernel answers for on its tap
     on_link: tuple[IPv6Network, ...]
-    local: frozenset[IPv6Address]  # addresses on this host: its own, other guests'
+    local: Set[Address]  # addresses on this host: its own, other guests'; of all views the same object
     uplink: int = 0  # where to ask; 0: nowhere
 
     def judge(self, source: IPv6Address, target: IPv6Address) -> Verdict:
@@ -44,7 +44,7 @@ class Vicinity:
         return any(target in prefix for prefix in self.on_link)
 
 
-def vicinity(nic: Nic, tap: Link, uplink: Link | None, host: Host, local: frozenset[IPv6Address]) -> Vicinity:
+def vicinity(nic: Nic, tap: Link, uplink: Link | None, host: Host, local: Set[Address]) -> Vicinity:
     """The view of one guest; ``local`` as of the host."""
     known = {*nic.addresses, *(proxy.address for proxy in tap_proxies(nic, tap, uplink, host))}
     return Vicinity(
@@ -55,8 +55,7 @@ def vicinity(nic: Nic, tap: Link, uplink: Link | None, host: Host, local: frozen
     )
 
 
-def local_addresses(host: Host, nics: Iterable[Nic]) -> frozenset[IPv6Address]:
-    """IPv6 addresses found on this host: its own, and those of the guests that run on it."""
+def own_addresses(host: Host) -> frozenset[Address]:
+    """Those of the host itself that a guest may ask for."""
     own = [interface.ip for interfaces in host.addresses.values() for interface in interfaces]
-    guests = [address for nic in nics for address in nic.addresses]
-    return frozenset(item for item in own + guests if isinstance(item, IPv6Address) and not item.is_link_local)
+    return frozenset(item for item in own if not item.is_link_local)
