@@ -24,4 +24,4 @@ tests/unit/test_house.py reads these tables and the imports::
     1     | errors   | what can go wrong: D-Bus name and sentence; pure
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
