@@ -1,7 +1,7 @@
 """The lab: disposable systemd hosts with a LAN around them, and guests to run on them.
 
 store     the cache: build once, under a lock, whole or not at all
-roots     Debian trees, and a kvmd package on top
+roots     Debian trees, a kvmd package on top, and where packages are built
 guests    kernel, initrd and ROM of guests
 rom       a guest that costs nothing: it speaks steadily and obeys the power button
 runs      directory and cgroup of one run; cleaning up after the dead

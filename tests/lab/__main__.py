@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from . import Host, deb, guests, roots, vm
 from .roots import RELEASES
@@ -26,7 +27,7 @@ def prepare() -> None:
         vm.initrd(release)
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(build, RELEASES.values()))
+        list(chain(pool.map(build, RELEASES.values()), pool.map(roots.workshop, RELEASES.values())))
 
 
 def shell(release: str) -> None:

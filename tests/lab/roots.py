@@ -1,4 +1,4 @@
-"""Debian trees hosts are made of: one root per release, and on it one layer per kvmd package."""
+"""Debian trees: of each release a root that hosts are made of, a layer on it per kvmd package, and a workshop."""
 
 from __future__ import annotations
 
@@ -149,6 +149,31 @@ def _install(base: Path, release: str, deb: Path, path: Path) -> None:
         for mark in ("etc/.updated", "var/.updated"):
             (merged / mark).touch()
         (merged / "root" / deb.name).unlink()
+
+
+def workshop(release: str) -> Path:
+    """A Debian in which packages are built and looked at."""
+    packages = ["debhelper", "dh-python", "lintian"]
+    kind = f"workshop-{release}"
+    return built(kind, key(release, *packages), lambda path: _bootstrap(release, packages, "", path))
+
+
+def work(release: str, directory: Path, script: str) -> str:
+    """What a shell script prints in the workshop: as nobody, who owns the directory and is in it, with no network."""
+    # fmt: off
+    done = subprocess.run(
+        [
+            "systemd-nspawn", "--quiet", "--pipe", "--register=no", "--keep-unit", "--private-network", "--read-only",
+            "--resolv-conf=off", "--timezone=off", "-D", workshop(release),
+            f"--bind={directory}:/mnt", "--chdir=/mnt", "--setenv=HOME=/tmp",
+            "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "sh", "-euc", script,
+        ],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+    )
+    # fmt: on
+    if done.returncode:
+        raise LabError(f"{script!r} in Debian {release} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 @contextmanager
