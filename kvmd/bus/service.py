@@ -101,16 +101,16 @@ class GuestObject:
         await self._manager.terminate(self._name)
 
     async def Shutdown(self) -> None:
-        await self._manager.running(self._name).press_power_button()
+        await self._manager.running(self._name).steering.press_power_button()
 
     async def Reset(self) -> None:
-        await self._manager.running(self._name).reset()
+        await self._manager.running(self._name).steering.reset()
 
     async def Pause(self) -> None:
-        await self._manager.running(self._name).pause()
+        await self._manager.running(self._name).steering.pause()
 
     async def Resume(self) -> None:
-        await self._manager.running(self._name).resume()
+        await self._manager.running(self._name).steering.resume()
 
     async def OpenConsole(self) -> int:
         return self._manager.running(self._name).open_console()

@@ -2,13 +2,16 @@
 
 A room imports, of this wing, only the rooms named with it; * is pure: no asyncio, files, sockets, clock::
 
-    room      |   | what lives there                                   | imports
-    vsock     |   | a guest's vsock address, and who listens to it     |
-    readiness |   | when a guest is ready: by a line of text, by vsock | vsock
-    handles   |   | what QEMU needs, opened by root: images, taps      | readiness
-    nics      |   | one guest's NICs: claimed, told, given up          |
-    machine   |   | one running guest: start, adopt, steer, stop       | readiness handles nics
-    recovery  |   | what an earlier daemon left: taken over or cleared | machine
-    known     |   | a guest as known from its file and its machine     | machine
-    manager   |   | all guests: reconciled, start and stop by name     | machine recovery known
+    room      |   | what lives there                                     | imports
+    vsock     |   | a guest's vsock address, and who listens to it       |
+    readiness |   | when a guest is ready: by a line of text, by vsock   | vsock
+    handles   |   | what QEMU needs, opened by root: images, taps        | readiness
+    nics      |   | one guest's NICs: claimed, told, given up            |
+    steering  |   | what is done to a guest that runs, by QMP            |
+    ending    |   | how a guest ended: result and reason                 |
+    machine   |   | one running guest: start, adopt, stop                | readiness handles nics steering ending
+    recovery  |   | what an earlier daemon left: taken over or cleared   | ending machine
+    known     |   | a guest as known from its file and its machine       | machine
+    register  |   | all guests by name, by process, by tap               | machine known
+    manager   |   | start and stop by name, with systemd's units; reload | machine recovery known register
 """

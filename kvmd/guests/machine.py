@@ -16,9 +16,11 @@ from typing import Any, Literal
 from kvmd.console.streams import Streams
 from kvmd.errors import KvmdError, StartFailed, Timeout, Unavailable
 from kvmd.guest import Guest
+from kvmd.guests import ending
 from kvmd.guests.handles import open_handles
 from kvmd.guests.nics import Nics
 from kvmd.guests.readiness import Readiness
+from kvmd.guests.steering import Steering
 from kvmd.network.dnsmasq import Dnsmasq
 from kvmd.network.lan import Lan
 from kvmd.qemu.accelerator import Kvm
@@ -34,11 +36,6 @@ from kvmd.systemd.units import Systemd
 POWER_BUTTON_INTERVAL = 2.0
 QUIT_TIMEOUT = 2.0
 MONITOR_PATIENCE = 0.3
-RESULTS = {
-    "crashed": "QEMU was killed or crashed",
-    "guest-panic": "its kernel panicked",
-    "oom-kill": "it was killed for lack of memory (its MemoryMax must exceed the guest's memory by some 100 MiB)",
-}
 
 
 class State(Enum):
@@ -88,6 +85,7 @@ class Machine:
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event)
+        self.steering = Steering(self._qmp)
         self._end = ""
         self._timed_out = False
         self._streams: Streams | None = None
@@ -291,35 +289,21 @@ class Machine:
             await self._monitor
         await self._qmp.drain()
         try:
-            state, result = await self._verdict()
+            adopted = self._monitor is not None
+            result = await ending.judge(self._host.systemd, self.guest, self._end, self._timed_out, adopted)
         except BusError as error:
             if error.name == DISCONNECTED:
                 return  # this daemon ends; the next one asks again
-            state, result = State.FAILED, "crashed"
+            result = ending.CRASH
         try:
             await self._undo.aclose()
         except (KvmdError, OSError) as error:
             self._say(Event.FAILED, f"Guest {self.guest.name} left something over: {error}", LOG_WARNING)
-        if state is State.STOPPED:
+        if result in ending.ASKED_FOR:
             self._say(Event.STOPPED, f"Guest {self.guest.name} is off ({result})")
         else:
-            self._say(Event.FAILED, f"Guest {self.guest.name} failed: {RESULTS[result]}", LOG_ERR)
-        self._close(state, result)
-
-    async def _verdict(self) -> tuple[State, str]:
-        """By the last SHUTDOWN event (qapi/run-state.json); a QEMU that was killed or crashed sends none."""
-        limits = await self._host.systemd.scope_result(self.guest.scope) if not self._end else ""
-        if self._timed_out:
-            return State.STOPPED, "timeout"
-        if self._end == "guest-panic":
-            return State.FAILED, "guest-panic"
-        if not self._end and self._monitor:  # it may have ended before we could listen
-            await self._host.systemd.settled(self.guest.unit)
-            if (await self._host.systemd.service_result(self.guest.unit))[0] == "success":
-                return State.STOPPED, "success"
-        if not self._end:
-            return State.FAILED, "oom-kill" if limits == "oom-kill" else "crashed"
-        return State.STOPPED, "success"
+            self._say(Event.FAILED, f"Guest {self.guest.name} failed: {ending.REASONS[result]}", LOG_ERR)
+        self._close(State.STOPPED if result in ending.ASKED_FOR else State.FAILED, result)
 
     def _close(self, state: State, result: str) -> None:
         self.result = result
@@ -378,7 +362,7 @@ class Machine:
         self._process.signal(signal.SIGKILL)
         await self._process.ended.wait()
 
-    # steer
+    # go on otherwise
 
     async def set_limits(self, guest: Guest, snapshot: Mapping[str, bytes]) -> None:
         """Go on as ``guest``, which differs in its limits only. Raises ``KvmdError``."""
@@ -393,18 +377,6 @@ class Machine:
         """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
         assert self._streams is not None
         return self._streams.open_console()
-
-    async def press_power_button(self) -> None:
-        await self._qmp.execute("system_powerdown")
-
-    async def reset(self) -> None:
-        await self._qmp.execute("system_reset")
-
-    async def pause(self) -> None:
-        await self._qmp.execute("stop")
-
-    async def resume(self) -> None:
-        await self._qmp.execute("cont")
 
     def _say(self, event: Event, message: str, priority: int = LOG_INFO) -> None:
         self._host.journal.say(event, message, self.guest.name, priority)

@@ -12,18 +12,17 @@ from syslog import LOG_ERR
 from typing import Any
 
 from kvmd import __version__
-from kvmd.config import directory, guestfile
-from kvmd.config.directory import Entry
-from kvmd.errors import Busy, KvmdError, NoSuchGuest, NotRunning, Problem, StartFailed, Unavailable
+from kvmd.config import guestfile
+from kvmd.errors import Busy, KvmdError, StartFailed, Unavailable
 from kvmd.guest import Guest
 from kvmd.guests.known import Known
 from kvmd.guests.machine import Host, Machine, State
 from kvmd.guests.recovery import recover
+from kvmd.guests.register import Register
 from kvmd.network.dnsmasq import Dnsmasq
 from kvmd.network.lan import Lan
 from kvmd.network.model.nicstatus import NicStatus
-from kvmd.qemu import accelerator
-from kvmd.qemu.accelerator import Kvm
+from kvmd.qemu.accelerator import Accelerator
 from kvmd.systemd.journal import Event, Journal, newest_first
 from kvmd.systemd.sysbus import BusError
 from kvmd.systemd.units import Systemd
@@ -38,11 +37,8 @@ class Manager:
     def __init__(self, systemd: Systemd, journal: Journal) -> None:
         self._systemd = systemd
         self._journal = journal
-        self._known: dict[str, Known] = {}
-        self._problems: list[Problem] = []
-        self._ids = guestfile.HostIds("")
-        self._open_firewalls = False
-        self._kvm = Kvm("not looked at yet")
+        self._register = Register(guestfile.HostIds(""))
+        self._accelerator = Accelerator(systemd, lambda: self.changed(None))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alone: dict[str, int] = {}  # QEMU of those that run, but could not be taken over
         self._closed = False
@@ -54,36 +50,54 @@ class Manager:
         """org.kvmd1.Manager."""
         return {
             "Version": __version__,
-            "Accelerator": "kvm" if self._kvm.usable else "tcg",
-            "Problems": [str(problem) for problem in self._problems],
+            "Accelerator": "kvm" if self._accelerator.kvm.usable else "tcg",
+            "Problems": [str(problem) for problem in self._register.problems],
         }
 
     def states(self) -> list[tuple[str, str]]:
         """Of the guests that the bus shows."""
-        return [(name, known.state.value) for name, known in sorted(self._known.items()) if known.shown]
+        return sorted((known.name, known.state.value) for known in self._register if known.shown)
 
     def shows(self, name: str) -> bool:
         """Whether the bus shows this guest."""
-        known = self._known.get(name)
+        known = self._register.find(name)
         return known is not None and known.shown
 
     def guest_properties(self, name: str) -> dict[str, object]:
         """org.kvmd1.Guest. Raises ``NoSuchGuest``, or ``InvalidConfiguration`` with all that is wrong in its file."""
-        return self._get(name).properties(self._host.lan)
+        return self._register.get(name).properties(self._host.lan)
+
+    def running(self, name: str) -> Machine:
+        """As ``Register.running``."""
+        return self._register.running(name)
+
+    def by_pid(self, pid: int) -> str:
+        """The name of the guest. Raises ``NoSuchGuest``."""
+        return self._register.by_pid(pid).name
+
+    async def read_log(self, name: str, lines: int) -> list[str]:
+        """The guest's last serial lines of this boot, oldest first, also of runs that are over."""
+        self._register.get(name)
+        entries = newest_first(KVMD_GUEST=name, KVMD_STREAM="serial")
+        newest = await asyncio.to_thread(lambda: list(islice(entries, min(lines, LOG_LINES))))
+        return [str(entry["MESSAGE"]) for entry in reversed(newest)]
+
+    # what the network says
 
     def report_network(self, tap: str, sentence: str, priority: int) -> None:
         """What ``Lan`` has to say to a person."""
-        self._journal.say(Event.NETWORK, sentence, self._guest_of(tap), priority)
+        known = self._register.by_tap(tap)
+        self._journal.say(Event.NETWORK, sentence, known.name if known else None, priority)
 
     def network_changed(self, status: NicStatus) -> None:
-        if name := self._guest_of(status.tap):
-            self.changed(name)
+        if known := self._register.by_tap(status.tap):
+            self.changed(known.name)
             if status.terms:
-                self._configure(self._known[name])
+                self._configure(known)
 
     def resolvers_changed(self) -> None:
         """The host may have other name servers now."""
-        for known in self._known.values():
+        for known in self._register:
             self._configure(known)
 
     def _configure(self, known: Known) -> None:
@@ -91,45 +105,11 @@ class Manager:
         if known.run and known.up:
             self._background(known.run.configure(), f"configure {known.name}")
 
-    def _guest_of(self, tap: str) -> str | None:
-        for known in self._known.values():
-            if known.current and any(nic.tap == tap for nic in known.current.nics):
-                return known.name
-        return None
-
-    def _get(self, name: str) -> Known:
-        known = self._known.get(name)
-        if known is None:
-            raise NoSuchGuest(f"there is no guest {name} (it would be {directory.DIRECTORY / name}.toml)")
-        return known
-
-    def running(self, name: str) -> Machine:
-        """The guest's machine. Raises ``NoSuchGuest``, ``NotRunning`` or, while it starts, ``Busy``."""
-        known = self._get(name)
-        if not known.on or known.run is None:
-            raise NotRunning(f"guest {name} is not running")
-        if known.state is State.STARTING:
-            raise Busy(f"guest {name} is just being started")
-        return known.run
-
-    async def read_log(self, name: str, lines: int) -> list[str]:
-        """The guest's last serial lines of this boot, oldest first, also of runs that are over."""
-        self._get(name)
-        entries = newest_first(KVMD_GUEST=name, KVMD_STREAM="serial")
-        newest = await asyncio.to_thread(lambda: list(islice(entries, min(lines, LOG_LINES))))
-        return [str(entry["MESSAGE"]) for entry in reversed(newest)]
-
-    def by_pid(self, pid: int) -> str:
-        for known in self._known.values():
-            if pid and known.on and known.run and known.run.pid == pid:
-                return known.name
-        raise NoSuchGuest(f"no guest has the process {pid}")
-
     # start and stop
 
     async def start(self, name: str) -> None:
         """Start a guest, and its unit with it; returns once it runs. Starting a running guest is no error."""
-        known = self._get(name)
+        known = self._register.get(name)
         if known.run and known.starting is None and known.up:
             await known.run.wait_ready()
             return
@@ -160,7 +140,7 @@ class Manager:
 
     async def launch_unit(self, name: str) -> None:
         """kvmd@NAME.service starts: the guest runs when this returns."""
-        known = self._get(name)
+        known = self._register.get(name)
         if known.run and known.starting is None and known.up:
             await known.run.wait_ready()
             return
@@ -203,7 +183,7 @@ class Manager:
 
     async def _start(self, known: Known, run: Machine) -> None:
         try:
-            await run.start(self._kvm_for(run.guest))
+            await run.start(self._accelerator.find(run.guest))
             self._configure(known)
             await run.wait_ready()
         finally:
@@ -211,7 +191,7 @@ class Manager:
 
     async def stop(self, name: str) -> None:
         """Stop a guest through its unit, so that systemd knows that it was asked for; returns once it is off."""
-        known = self._get(name)
+        known = self._register.get(name)
         await self._stop_unit(f"kvmd@{name}.service")
         await self._halt(known)
 
@@ -248,7 +228,7 @@ class Manager:
     async def halt_unit(self, name: str) -> None:
         """kvmd@NAME.service stops: the guest is off when this returns."""
         self._refuse_alone(name)
-        await self._halt(self._get(name))
+        await self._halt(self._register.get(name))
 
     def _refuse_alone(self, name: str) -> None:
         if name in self._alone and Path(f"/proc/{self._alone[name]}").exists():
@@ -262,7 +242,7 @@ class Manager:
 
     async def restart(self, name: str) -> None:
         """Stop, with the next start as systemd's very next job."""
-        known = self._get(name)
+        known = self._register.get(name)
         if not known.on:
             await self.start(name)
             return
@@ -276,14 +256,14 @@ class Manager:
 
     def reload(self) -> Awaitable[object]:
         """Read the guest files again; what runs stays as it was started, but for its limits: wait for these."""
-        before = self._said_to_systemd()
+        before = self._register.said_to_systemd()
         names = self._read_files()
         self._declare()
-        if self._said_to_systemd() != before:
+        if self._register.said_to_systemd() != before:
             self._background(self._systemd.reload(), "daemon-reload")
         limits = [
             self._background(self._set_limits(guest, known.file.snapshot, run), f"limits of {known.name}")
-            for known in self._known.values()
+            for known in self._register
             if (guest := known.file.guest) and (run := known.run) and known.on and guest.limits != run.guest.limits
         ]
         for name in (*names, None):
@@ -302,35 +282,17 @@ class Manager:
             self._journal.say(Event.FILE, message, guest.name, LOG_ERR)
         self.changed(guest.name)
 
-    def _said_to_systemd(self) -> dict[str, tuple[bool, str]]:
-        """What kvmd-generator makes units of."""
-        guests = (known.file.guest for known in self._known.values() if known.file.guest)
-        return {
-            guest.name: (guest.autostart, guest.restart) for guest in guests if guest.autostart or guest.restart != "no"
-        }
-
     def _read_files(self) -> list[str]:
         """The names of all guests that were known or are now."""
-        found = directory.read(self._ids)
-        for name in found.guests:
-            self._known.setdefault(name, Known(name))
-        names = list(self._known)
-        for known in self._known.values():
-            known.file = found.guests.get(known.name, Entry())
-        self._known = {name: known for name, known in self._known.items() if name in found.guests or known.on}
-        if found.open_firewalls is not None:
-            self._open_firewalls = found.open_firewalls
-        for problem in sorted(set(found.problems) - set(self._problems)):
+        names, problems = self._register.read()
+        for problem in problems:
             file = Path(problem.file)
             self._journal.say(Event.FILE, str(problem), file.stem if file.suffix == ".toml" else None, LOG_ERR)
-        self._problems = found.problems
         return names
 
     def _declare(self) -> None:
-        """Tell the network which taps to expect: those of running guests as they were started, else as in the files."""
-        guests = (known.current for known in self._known.values())
-        nics = [nic for guest in guests if guest for nic in guest.nics]
-        self._host.lan.declare(nics, self._open_firewalls)
+        """Tell the network which taps to expect."""
+        self._host.lan.declare(self._register.nics(), self._register.open_firewalls)
 
     async def begin(self, lan: Lan) -> None:
         """Read the files and adopt what an earlier daemon left running. Raises ``KvmdError``."""
@@ -338,17 +300,19 @@ class Manager:
             machine_id = Path("/etc/machine-id").read_text().strip()
         except OSError as error:
             raise Unavailable(f"cannot read /etc/machine-id: {error.strerror}") from error
-        self._ids = guestfile.HostIds(machine_id)
+        ids = guestfile.HostIds(machine_id)
+        self._register = Register(ids)
         self._host = Host(lan, self._systemd, self._journal, Dnsmasq(self._systemd, self._journal))
         self._read_files()
-        found = await recover(self._host, self._ids, self._known.keys(), lambda name: self.changed(name))
+        names = {known.name for known in self._register}
+        found = await recover(self._host, ids, names, lambda name: self.changed(name))
         for name, machine in found.machines.items():
-            self._known.setdefault(name, Known(name)).run = machine
+            self._register.add(name, machine)
         for name, result in found.failures.items():
-            self._known[name].failed = result
+            self._register.get(name).failed = result
         self._alone = found.alone
         self._declare()
-        await self._look_for_kvm()
+        await self._accelerator.look()
 
     def activate_units(self) -> None:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""
@@ -357,7 +321,7 @@ class Manager:
     async def _activate_units(self) -> None:
         with contextlib.suppress(BusError):
             active = set(await self._systemd.units("active", "kvmd@*.service"))
-            for known in self._known.values():
+            for known in self._register:
                 if known.on and f"kvmd@{known.name}.service" not in active:
                     self._background(self._activate_unit(known), f"activate {known.name}")
 
@@ -366,19 +330,3 @@ class Manager:
         with contextlib.suppress(BusError):
             if await self._systemd.state(unit) in ("inactive", "failed"):
                 await self._start_unit(unit, known)
-
-    async def _kvm_for(self, guest: Guest) -> Kvm:
-        if guest.accelerator != "tcg" and not self._kvm.usable and accelerator.DEVICE.exists():
-            await self._look_for_kvm()
-        return self._kvm
-
-    async def _look_for_kvm(self) -> None:
-        """Probe KVM, loading its module where that may help."""
-        kvm = await asyncio.to_thread(accelerator.probe)
-        if kvm.module:
-            with contextlib.suppress(BusError):
-                await self._systemd.start_unit(f"modprobe@{kvm.module}.service")
-            kvm = await asyncio.to_thread(accelerator.probe)
-        if kvm != self._kvm:
-            self._kvm = kvm
-            self.changed(None)

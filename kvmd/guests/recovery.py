@@ -12,7 +12,8 @@ from kvmd.config import directory
 from kvmd.config.guestfile import HostIds
 from kvmd.console.streams import bury
 from kvmd.errors import KvmdError, StartFailed
-from kvmd.guests.machine import RESULTS, Host, Machine
+from kvmd.guests.ending import CRASH, OOM, PANIC, REASONS
+from kvmd.guests.machine import Host, Machine
 from kvmd.runtime import Runtime
 from kvmd.systemd import fdstore
 from kvmd.systemd.journal import Event, synchronize
@@ -46,7 +47,7 @@ async def recover(host: Host, ids: HostIds, named: Collection[str], changed: Cal
     failures = await _find_failures(host.systemd, set(named).difference(machines))
     for name, result in failures.items():
         if name in ended and result != "start-failed":
-            message = f"Guest {name} failed while there was no kvmd: {RESULTS[result]}"
+            message = f"Guest {name} failed while there was no kvmd: {REASONS[result]}"
             host.journal.say(Event.FAILED, message, name, LOG_ERR)
     for unit in await host.systemd.units("failed", "kvmd-*.scope"):
         if await host.systemd.scope_result(unit) == "resources":  # its process had ended before it was put there
@@ -92,7 +93,7 @@ async def _find_failures(systemd: Systemd, names: Collection[str]) -> dict[str, 
         if not main_process:
             failures[name] = "start-failed"
         elif await systemd.scope_result(f"kvmd-{name}.scope") == "oom-kill":
-            failures[name] = "oom-kill"
+            failures[name] = OOM
         else:  # a panic is QEMU's only reason to exit with an error by itself
-            failures[name] = "guest-panic" if result == "exit-code" else "crashed"
+            failures[name] = PANIC if result == "exit-code" else CRASH
     return failures

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
 import platform
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvmd.guest import Guest
 from kvmd.systemd.journal import newest_first
+from kvmd.systemd.sysbus import BusError
+from kvmd.systemd.units import Systemd
 
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 KVM_CREATE_VM = 0xAE01
@@ -93,3 +99,29 @@ def _firmware_complaint() -> str:
         if "disabled by bios" in str(entry.get("MESSAGE", "")).lower():
             return str(entry["MESSAGE"])
     return ""
+
+
+class Accelerator:
+    """What this host has, looked for at the start of the daemon and again while guests are to be emulated."""
+
+    def __init__(self, systemd: Systemd, changed: Callable[[], None]) -> None:
+        self._systemd, self._changed = systemd, changed
+        self.kvm = Kvm("not looked at yet")
+
+    async def look(self) -> Kvm:
+        """Probe KVM, loading its module where that may help."""
+        kvm = await asyncio.to_thread(probe)
+        if kvm.module:
+            with suppress(BusError):
+                await self._systemd.start_unit(f"modprobe@{kvm.module}.service")
+            kvm = await asyncio.to_thread(probe)
+        if kvm != self.kvm:
+            self.kvm = kvm
+            self._changed()
+        return kvm
+
+    async def find(self, guest: Guest) -> Kvm:
+        """For the start of ``guest``."""
+        if guest.accelerator != "tcg" and not self.kvm.usable and DEVICE.exists():
+            return await self.look()
+        return self.kvm
