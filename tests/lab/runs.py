@@ -16,6 +16,7 @@ from .store import CACHE, LabError, command, locked, say
 
 RUNS = CACHE / "run"
 LOGS = CACHE / "log"
+LOCK = CACHE / "lock" / "run"
 KEEP_LOGS = 50
 KILL_TIMEOUT = 30.0
 
@@ -31,7 +32,7 @@ class Run:
     @classmethod
     def new(cls, name: str) -> Self:
         reap()
-        with locked(CACHE / "lock" / "run"):
+        with locked(LOCK):
             run = cls(RUNS / f"{name}-{uuid.uuid4().hex[:6]}")
             run.directory.mkdir(parents=True)
             run.cgroup.mkdir()
@@ -70,6 +71,10 @@ class Run:
 
     def destroy(self) -> None:
         """Kill all that runs here, unmount, remove. The console log stays for a while."""
+        with locked(LOCK):  # who reaps must not take what is half removed for something left behind
+            self._destroy()
+
+    def _destroy(self) -> None:
         if self.cgroup.exists():
             self._kill()
             for path in sorted(self.cgroup.rglob("*/"), key=lambda path: len(path.parts), reverse=True):
@@ -103,13 +108,13 @@ class Run:
 
 def reap() -> None:
     """Remove what runs left behind whose process was killed."""
-    with locked(CACHE / "lock" / "run"):
+    with locked(LOCK):
         for run in runs():
             with contextlib.suppress(BlockingIOError), (run.directory / "owner").open("w") as owner:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not run.kept:
                     say(f"removing what is left of {run.directory.name}")
-                    run.destroy()
+                    run._destroy()
 
 
 def runs() -> list[Run]:
@@ -119,9 +124,10 @@ def runs() -> list[Run]:
 def save(path: Path, name: str) -> Path:
     """Keep a log of a run that is about to go away; the oldest of many make room."""
     LOGS.mkdir(exist_ok=True)
-    for old in sorted(LOGS.iterdir(), key=lambda log: log.stat().st_mtime)[:-KEEP_LOGS]:
-        old.unlink(missing_ok=True)
-    return shutil.copyfile(path, LOGS / name)
+    with locked(CACHE / "lock" / "log"):
+        for old in sorted(LOGS.iterdir(), key=lambda log: log.stat().st_mtime)[:-KEEP_LOGS]:
+            old.unlink()
+        return shutil.copyfile(path, LOGS / name)
 
 
 def cgroup_root() -> Path:

@@ -514,14 +514,14 @@ async def test_tap_without_addresses(bottle: Bottle, lan: Lan) -> None:
     assert run("sysctl", "-n", "net.ipv6.conf.tap1.accept_ra").strip() == "0"
 
 
-async def test_lost_events(bottle: Bottle, lan: Lan) -> None:
+async def test_lost_events(bottle: Bottle, lan: Lan, tmp_path: Path) -> None:
     """More events than the socket holds: everything is looked at again."""
     _guest, nic = bottle.guest(1, plug=False)
     lan.declare([nic])
     lan._events._socket.setsockopt(1, 33, 4096)
     many = "\n".join(f"link add dm{number} type bridge" for number in range(40))
-    Path("/tmp/kvt-batch").write_text(many)
-    run("ip", "-b", "/tmp/kvt-batch")
+    (tmp_path / "batch").write_text(many)
+    run("ip", "-b", str(tmp_path / "batch"))
     [fd] = lan.open_tap(nic)
     await lan.ready(nic.tap)
     await eventually(lambda: lan.status(nic.tap).state == "up")
