@@ -130,7 +130,8 @@ class Host(Machine):
 
 
 def install_guest(release: str, tree: Path) -> None:
-    """The guests' kernel and initrd, where guest files look for images."""
+    """The guests' kernel, packed and unpacked, and initrd, where guest files look for images."""
     (tree / IMAGES).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(guests.kernel(release), tree / IMAGES / "vmlinuz")
+    shutil.copyfile(guests.unpacked_kernel(release), tree / IMAGES / "vmlinux")
     shutil.copyfile(guests.initrd(release), tree / IMAGES / "initrd.img")

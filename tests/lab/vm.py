@@ -130,7 +130,7 @@ class VM(Machine):
             "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi",
             "-cpu", self.cpu, "-smp", str(self.smp), "-m", str(self.memory),
             "-nodefaults", "-no-reboot", "-display", "none",
-            "-kernel", guests.kernel(self.release), "-initrd", initrd(self.release),
+            "-kernel", guests.unpacked_kernel(self.release), "-initrd", initrd(self.release),
             "-append", "console=ttyS0 root=/dev/vda rw quiet panic=-1 cryptomgr.notests",
             "-drive", f"file={self.directory / 'disk.qcow2'},format=qcow2,if=virtio,cache=unsafe",
             "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",

@@ -34,13 +34,13 @@ class Guests:
         initrd: str = "initrd.img",
     ) -> None:
         """A guest with the lab's Linux; ``last`` is the last number of its addresses on the LAN."""
-        words = ["console=ttyS0", "quiet", f"kvmd.name={name}", cmdline]
+        words = ["console=ttyS0", "quiet", "cryptomgr.notests", f"kvmd.name={name}", cmdline]
         network = ""
         if last is not None:
             words.append(f"kvmd.addr=192.0.2.{last}/24 kvmd.gw=192.0.2.1")
             words.append(f"kvmd.addr6=2001:db8:1::{last}/64 kvmd.gw6=2001:db8:1::1")
             network = f'[[network]]\naddress = ["192.0.2.{last}", "2001:db8:1::{last}"]\n'
-        boot = f'[boot]\nkernel = "vmlinuz"\ninitrd = "{initrd}"\ncmdline = "{" ".join(words)}"\n'
+        boot = f'[boot]\nkernel = "vmlinux"\ninitrd = "{initrd}"\ncmdline = "{" ".join(words)}"\n'
         self.write(name, f'memory = "128M"\nstop_timeout = "20s"\n{top}\n{boot}{network}{extra}')
 
     def start(self, *names: str, ready: bool = True) -> None:

@@ -15,7 +15,7 @@ from .guests import Guests
 READY = "[vsock]\nready = true\n"
 SYSTEMD = """memory = "192M"
 [boot]
-kernel = "vmlinuz"
+kernel = "vmlinux"
 initrd = "systemd.img"
 cmdline = "console=ttyS0 quiet cryptomgr.notests mitigations=off"
 """
