@@ -9,9 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 
-from . import Host, deb, guests, roots, vm
+from . import Host, deb, roots, vm
 from .roots import RELEASES
 
 
@@ -19,15 +18,16 @@ def prepare() -> None:
     package = deb()
 
     def build(release: str) -> None:
-        roots.layer(release, package)
-        if release == "bookworm":
-            roots.layer(release, package, "others")
-        guests.initrd(release)
         vm.image(release, package)
         vm.initrd(release)
 
     with ThreadPoolExecutor() as pool:
-        list(chain(pool.map(build, RELEASES.values()), pool.map(roots.workshop, RELEASES.values())))
+        tasks = [
+            pool.submit(roots.layer, "bookworm", package, "others"),
+            *(pool.submit(make, release) for make in (build, roots.workshop) for release in RELEASES.values()),
+        ]
+        for task in tasks:
+            task.result()
 
 
 def shell(release: str) -> None:

@@ -7,7 +7,10 @@ import shlex
 from typing import Any
 
 import lab
+import pytest
 
+# For fixtures; hosts of one release come one after the other, at one worker.
+RELEASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in lab.roots.RELEASES.values()]
 SERVICE = ("org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager")
 
 

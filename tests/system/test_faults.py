@@ -22,6 +22,8 @@ from lab import rom
 
 from .guests import Guests
 
+pytestmark = pytest.mark.xdist_group("faults")
+
 HERE = Path(__file__).resolve().parent
 COUNT = int(os.environ.get("KVMD_FAULTS", "200"))
 RELEASE = os.environ.get("KVMD_RELEASE", "bookworm")

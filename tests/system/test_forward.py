@@ -10,6 +10,8 @@ import pytest
 
 from .guests import Guests
 
+pytestmark = pytest.mark.xdist_group("others")
+
 ADDRESSES = ("192.0.2.60", "2001:db8:1::60")
 
 

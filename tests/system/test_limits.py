@@ -9,7 +9,7 @@ from pathlib import Path
 import lab
 import pytest
 
-from .guests import Guests
+from .guests import RELEASES, Guests
 
 # Key; its value at the start, as written and as shown; its value afterwards.
 SETTINGS = """
@@ -65,7 +65,7 @@ PROPERTIES = {
 }
 
 
-@pytest.fixture(params=list(lab.roots.RELEASES.values()), scope="module")
+@pytest.fixture(params=RELEASES, scope="module")
 def host(request: pytest.FixtureRequest, deb: Path) -> Iterator[lab.Host]:
     with lab.Host(request.param, deb, name=request.param) as host:
         yield host

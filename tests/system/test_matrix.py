@@ -15,7 +15,7 @@ from pathlib import Path
 import lab
 import pytest
 
-from .guests import Guests
+from .guests import RELEASES, Guests
 
 HOST_MAC = "02:00:00:00:00:10"
 SECOND = """[[network]]
@@ -25,7 +25,7 @@ address = ["203.0.113.42", "2001:db8:2::42"]
 ALONE = "kvmd.addr.1=203.0.113.42/24 kvmd.addr6.1=2001:db8:2::42/64"
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+@pytest.fixture(scope="module", params=RELEASES)
 def host(deb: Path, request: pytest.FixtureRequest) -> Iterator[lab.Host]:
     with lab.Host(request.param, deb, name=f"matrix-{request.param}") as host:
         lan = host.make_lan(docker0=True, eth1=True)

@@ -10,11 +10,10 @@ import lab
 import pytest
 from lab import rom
 
-from .guests import SERVICE, Guests
+from .guests import RELEASES, SERVICE, Guests
 
 # The very package of 0.1.0, as commit fdf8fcb built it: what counts is what its daemon and its scripts left on a host.
 OLD = Path(__file__).with_name("kvmd_0.1.0_all.deb")
-RELEASES = list(lab.roots.RELEASES.values())
 UNITS = ("kvmd.service", "kvmd-guests.target")
 STATE = ("/var/lib/systemd", "/etc/systemd")  # what deb-systemd-helper remembers, and what it did
 STEADY = 'memory = "32M"\naccelerator = "tcg"\n[qemu]\nargs = ["-bios", "/var/lib/kvmd/steady.rom"]\n'

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import lab
+import pytest
 
 from .guests import Guests
 
@@ -18,6 +19,7 @@ def manager(host: lab.Machine, prop: str) -> object:
     return json.loads(host.run(*command).stdout)["data"]
 
 
+@pytest.mark.xdist_group("vm")
 def test_guests_come_up_at_boot_and_go_down_in_order(vm: lab.VM) -> None:
     guests = Guests(vm)
     assert vm.units()["kvmd.service"] == "active/running"
@@ -83,6 +85,7 @@ address = ["198.18.8.42", "2001:db8:8::42"]
 """
 
 
+@pytest.mark.xdist_group("vm")
 def test_main_job_on_the_kernel_of_the_release(vm: lab.VM) -> None:
     """In a container the kernel is the machine's, whatever that is; here it is Debian's own, and KVM runs the guest."""
     vm.make_lan(docker0=True)
@@ -115,6 +118,7 @@ def test_main_job_on_the_kernel_of_the_release(vm: lab.VM) -> None:
     assert not changed, "\n".join(changed)
 
 
+@pytest.mark.xdist_group("vm")
 def test_the_module_of_kvm_is_loaded(vm: lab.VM) -> None:
     module = next(line.split()[0] for line in vm.read("/proc/modules").splitlines() if line.startswith("kvm_"))
     vm.run("modprobe", "-r", module)
@@ -122,6 +126,7 @@ def test_the_module_of_kvm_is_loaded(vm: lab.VM) -> None:
     assert manager(vm, "Accelerator") == "kvm"
 
 
+@pytest.mark.xdist_group("vm")
 def test_a_disk_may_be_a_block_device(vm: lab.VM) -> None:
     guests = Guests(vm)
     vm.run("truncate", "-s", "16M", "/var/tmp/disk")
@@ -136,6 +141,7 @@ def test_a_disk_may_be_a_block_device(vm: lab.VM) -> None:
     vm.run("rm", "/var/tmp/disk")
 
 
+@pytest.mark.xdist_group("vm")
 def test_limits_hold(vm: lab.VM) -> None:
     guests = Guests(vm)
     limits = '[limits]\nCPUQuota = "50%"\nTasksMax = 64\nMemoryMax = '

@@ -12,6 +12,8 @@ from kvmd.guests.vsock import CIDS, FIRST_CID
 
 from .guests import Guests
 
+pytestmark = pytest.mark.xdist_group("vm")
+
 READY = "[vsock]\nready = true\n"
 SYSTEMD = """memory = "192M"
 [boot]
