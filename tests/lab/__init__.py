@@ -8,7 +8,7 @@ runs      directory and cgroup of one run; cleaning up after the dead
 machine   what one can do with a host: run, write, journal, state
 lan       switch, router, neighbours, as network namespaces inside a host
 host      Host: a container, up in half a second
-vm        VM: a whole machine with /dev/kvm, cgroup controllers and a real poweroff
+vm        VM: a whole machine with /dev/kvm, cgroup controllers and a real reboot
 """
 
 from . import guests, roots

@@ -1,4 +1,4 @@
-"""A whole machine, emulated: a kernel of its own, /dev/kvm for nested guests, cgroup controllers, a real poweroff."""
+"""A whole machine, emulated: a kernel of its own, /dev/kvm for nested guests, cgroup controllers, a real reboot."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _make_image(release: str, lower: list[Path], path: Path) -> None:
 
 
 class VM(Machine):
-    """A virtual machine. Its disk survives poweroff() and reboot(), and is thrown away with the VM."""
+    """A virtual machine. Its disk survives reboot(), and is thrown away with the VM."""
 
     slowness = 3
 
@@ -112,7 +112,6 @@ class VM(Machine):
         self.memory = memory
         self.smp = smp
         self._process: subprocess.Popen[bytes] | None = None
-        self._transcript = 0  # where the console of this boot begins
 
     def start(self) -> None:
         base = image(self.release, self.deb)
@@ -124,7 +123,6 @@ class VM(Machine):
     def boot(self) -> None:
         """Switch the machine on, and wait until systemd has started all it wanted to."""
         console = self._running.console
-        self._transcript = console.stat().st_size if console.exists() else 0
         # fmt: off
         argv: list[str | Path] = [
             "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi",
@@ -165,28 +163,15 @@ class VM(Machine):
     def enter(self, argv: Sequence[str]) -> list[str]:
         return [sys.executable, "-I", str(HERE / "client.py"), str(self.directory), *argv]
 
-    def transcript(self) -> str:
-        """What the console said since the last boot."""
-        return self._running.console.read_bytes()[self._transcript :].decode(errors="replace")
-
-    def poweroff(self) -> str:
-        """`systemctl poweroff`, until the machine is off; returns the console since its boot."""
-        return self._end("poweroff")
-
-    def reboot(self) -> str:
-        """`systemctl reboot`, until it is up again; returns the console of the boot that ended."""
-        transcript = self._end("reboot")
-        self.boot()
-        return transcript
-
-    def _end(self, verb: str) -> str:
+    def reboot(self) -> None:
+        """`systemctl reboot`, until it is up again."""
         assert self._process
-        self.run("systemctl", verb, check=False)
+        self.run("systemctl", "reboot", check=False)
         try:
             self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise LabError(f"{self.name}: no end {STOP_TIMEOUT} s after {verb}:\n{self.transcript()[-3000:]}") from None
-        return self.transcript()
+            raise LabError(f"{self.name}: no end {STOP_TIMEOUT} s after a reboot:\n{self.console()[-3000:]}") from None
+        self.boot()
 
     def stop(self) -> None:
         super().stop()
