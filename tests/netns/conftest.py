@@ -30,6 +30,7 @@ from kvmd.network.model.nicstatus import NicStatus
 CLONE_NEWNET = 0x40000000
 ROUTER4, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
 HOST4, HOST6 = "192.0.2.10", "2001:db8:1::10"
+TRAFFIC = r"elements = {[^}]* expires [^}]*}|packets \d+ bytes \d+"  # what it leaves in a list of nft
 _numbers = itertools.count()
 
 
@@ -134,6 +135,8 @@ class Bottle:
             "name",
             nic.tap,
         )
+        if dad == "nodad":
+            space.script("sysctl -q net.ipv6.conf.eth0.accept_dad=0")  # nor for its link-local address
         space.script("ip link set eth0 up")
         for address in nic.addresses:
             if address.version == 4:
@@ -152,6 +155,10 @@ class Bottle:
             yield lan
 
 
+def ruleset() -> str:
+    return re.sub(TRAFFIC, "", run("nft", "list", "ruleset"))
+
+
 def snapshot() -> list[str]:
     """Everything of the host's network that a person or a program could compare."""
     lines: list[str] = []
@@ -168,7 +175,7 @@ def snapshot() -> list[str]:
         "nft list ruleset",
         "sysctl -a -r ^net\\.",
     ):
-        text = re.sub(r"expires .*sec|packets \d+ bytes \d+", "", run(*argv.split()))
+        text = re.sub(f"{TRAFFIC}|expires .*sec", "", run(*argv.split()))
         lines += [f"{argv}: {line}" for line in text.splitlines()]
     return [line for line in lines if not re.search("valid_lft|nf_conntrack_count|random", line)]
 
@@ -193,9 +200,10 @@ def bottle() -> Iterator[Bottle]:
     bottle = Bottle(prefix, Space(f"{prefix}-lan"), [f"{prefix}-lan", f"{prefix}-host"])
     _enter(f"/run/netns/{prefix}-host")
     try:
-        script("ip link set lo up")
+        script("ip link set lo up\nsysctl -q net.ipv6.conf.default.accept_dad=0")
         bottle.lan.script("ip link set lo up\nsysctl -q net.ipv6.conf.default.accept_dad=0")
         bottle.wire()
+        script("sysctl -q net.ipv6.conf.default.accept_dad=1")  # this uplink has been there for long
         settle()
         yield bottle
     finally:

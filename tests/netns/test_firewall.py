@@ -13,7 +13,7 @@ from kvmd.errors import StartFailed
 from kvmd.network.firewalls import firewall
 from kvmd.network.lan import Lan
 
-from .conftest import ROUTER4, ROUTER6, Bottle, eventually, run, settle
+from .conftest import ROUTER4, ROUTER6, Bottle, eventually, ruleset, run, settle
 
 SEND = """
 import socket
@@ -98,9 +98,9 @@ async def test_heals(bottle: Bottle, lan: Lan, damage: str) -> None:
     _one, first = bottle.guest(1)
     _two, second = bottle.guest(2)
     lan.declare([first, second])
-    before = run("nft", "list", "ruleset")
+    before = ruleset()
     run("nft", *damage.split())
-    await eventually(lambda: sorted(run("nft", "list", "ruleset")) == sorted(before))
+    await eventually(lambda: sorted(ruleset()) == sorted(before))
     assert first.mac in before
     assert second.mac in before
 

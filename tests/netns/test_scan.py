@@ -77,7 +77,7 @@ async def test_anothers_first_ping(bottle: Bottle, lan: Lan, family: int) -> Non
     assert await hostile.reaches(old)  # who talks already goes on
     async with scanning(hostile, family):
         conversation = asyncio.create_task(
-            asyncio.to_thread(hostile.run, *PING, "-c", "40", "-i", "0.3", old, check=False)
+            asyncio.to_thread(hostile.run, *PING, "-c", "40", "-i", "0.1", old, check=False)
         )
         await eventually(lambda: dropped() > 5000, seconds=20)
         texts = [await asyncio.to_thread(honest.run, *PING, "-c", "1", to) for to in targets]
