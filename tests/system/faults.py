@@ -230,7 +230,7 @@ class Runner:
                 self.wrong += 1
                 print("WRONG", *faults, sep="\n  ", flush=True)
                 break
-            time.sleep(0.01)
+            time.sleep(0.05)  # looking costs the daemon and systemd time that they need to come to rest
         for process in self.asked:
             process.kill()
             process.communicate()

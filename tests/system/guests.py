@@ -20,6 +20,7 @@ class Guests:
     def __init__(self, host: lab.Machine) -> None:
         self.host = host
         self.names: set[str] = set()
+        self._paths: dict[str, str] = {}
 
     def write(self, name: str, text: str) -> None:
         self.names.add(name)
@@ -72,12 +73,16 @@ class Guests:
 
     def guest(self, name: str, member: str, check: bool = True) -> Any:
         """A method of org.kvmd1.Guest."""
-        path = self.call("GetGuest", "s", name)[0]
-        return self._busctl("call", "org.kvmd1", path, "org.kvmd1.Guest", member, check=check)
+        return self._busctl("call", "org.kvmd1", self.path(name), "org.kvmd1.Guest", member, check=check)
 
     def get(self, name: str, prop: str) -> Any:
-        path = self.call("GetGuest", "s", name)[0]
-        return self._busctl("get-property", "org.kvmd1", path, "org.kvmd1.Guest", prop)
+        return self._busctl("get-property", "org.kvmd1", self.path(name), "org.kvmd1.Guest", prop)
+
+    def path(self, name: str) -> str:
+        """Of the guest's object: asked for once, since it says no more than the name."""
+        if name not in self._paths:
+            self._paths[name] = self.call("GetGuest", "s", name)[0]
+        return self._paths[name]
 
     def _busctl(self, verb: str, *words: str, check: bool = True) -> Any:
         command = ("busctl", "--json=short", "--timeout=60", verb, *(word for word in words if word != ""))
