@@ -95,6 +95,8 @@ class Guests:
         return self.host.show(f"kvmd@{name}.service")["ActiveState"]
 
     def status(self, name: str) -> str:
+        """With the last lines of the journal: also with those that journald has not taken yet."""
+        self.host.run("journalctl", "--sync")
         return self.host.run("systemctl", "status", "--no-pager", "-l", f"kvmd@{name}", check=False).stdout
 
     def clear(self) -> None:
