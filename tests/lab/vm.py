@@ -129,7 +129,7 @@ class VM(Machine):
             "-cpu", self.cpu, "-smp", str(self.smp), "-m", str(self.memory),
             "-nodefaults", "-no-reboot", "-display", "none",
             "-kernel", guests.unpacked_kernel(self.release), "-initrd", initrd(self.release),
-            "-append", "console=ttyS0 root=/dev/vda rw quiet panic=-1 cryptomgr.notests",
+            "-append", f"{guests.CMDLINE} root=/dev/vda rw panic=-1",
             "-drive", f"file={self.directory / 'disk.qcow2'},format=qcow2,if=virtio,cache=unsafe",
             "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
             "-device", "virtio-rng-pci",

@@ -38,7 +38,7 @@ class Guests:
         initrd: str = "initrd.img",
     ) -> None:
         """A guest with the lab's Linux; ``last`` is the last number of its addresses on the LAN."""
-        words = ["console=ttyS0", "quiet", "cryptomgr.notests", f"kvmd.name={name}", cmdline]
+        words = [lab.guests.CMDLINE, f"kvmd.name={name}", cmdline]
         network = ""
         if last is not None:
             words.append(f"kvmd.addr=192.0.2.{last}/24 kvmd.gw=192.0.2.1")

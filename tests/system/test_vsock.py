@@ -15,11 +15,11 @@ from .guests import Guests
 pytestmark = pytest.mark.xdist_group("vm")
 
 READY = "[vsock]\nready = true\n"
-SYSTEMD = """memory = "192M"
+SYSTEMD = f"""memory = "192M"
 [boot]
 kernel = "vmlinux"
 initrd = "systemd.img"
-cmdline = "console=ttyS0 quiet cryptomgr.notests mitigations=off"
+cmdline = "{lab.guests.CMDLINE} mitigations=off"
 """
 AFTER = """[Unit]
 Wants=kvmd@db.service
