@@ -38,7 +38,8 @@ def guests(bookworm: lab.Host, request: pytest.FixtureRequest) -> Iterator[Guest
     guests = Guests(bookworm)
     yield guests
     guests.clear()
-    assert list(difflib.unified_diff(before, bookworm.state(), n=0)) == []
+    changed = list(difflib.unified_diff(before, bookworm.state(), n=0, lineterm=""))
+    assert not changed, "\n".join(changed)
     assert not [
         unit for unit, state in bookworm.units().items() if unit.startswith("kvmd-") and unit.endswith(".scope")
     ]
@@ -58,7 +59,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A failure comes with the end of the host's journal."""
     outcome: Any = yield
     report = outcome.get_result()
-    hosts = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, lab.Host)]
+    hosts = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, lab.Machine)]
     for host in hosts if report.failed else ():
         report.sections.append(
             ("journal of the host", host.run("journalctl", "--no-pager", "-n", "60", check=False).stdout)
