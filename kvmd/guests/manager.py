@@ -255,7 +255,10 @@ class Manager:
     # files
 
     def reload(self) -> Awaitable[object]:
-        """Read the guest files again; what runs stays as it was started, but for its limits: wait for these."""
+        """Read the guest files again; what runs stays as it was started, but for its limits: wait for these.
+
+        And for the network, which a daemon that has just started looks at, and clears up, after it is ready.
+        """
         before = self._register.said_to_systemd()
         names = self._read_files()
         self._declare()
@@ -268,7 +271,7 @@ class Manager:
         ]
         for name in (*names, None):
             self.changed(name)
-        return asyncio.gather(*limits)
+        return asyncio.gather(*limits, self._background(self._host.lan.begun(), "network"))
 
     async def _set_limits(self, guest: Guest, snapshot: Mapping[str, bytes], run: Machine) -> None:
         """New limits hold at once, where nothing else has changed and none was taken away."""
