@@ -1,4 +1,4 @@
-"""Fixtures for tests on real hosts: one host of each kind for all tests, checked for leftovers after each."""
+"""Fixtures for tests on real hosts: one of each kind for all tests of a worker, checked for leftovers after each."""
 
 from __future__ import annotations
 
