@@ -9,22 +9,18 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-# Where python3-gi is installed dbus-next loads GLib, for nothing: 4 MiB.
-sys.modules["gi"] = None  # type: ignore[assignment]
+from dbus_next.aio.message_bus import MessageBus
+from dbus_next.constants import BusType, MessageFlag, MessageType, NameFlag, RequestNameReply
+from dbus_next.errors import AuthError
+from dbus_next.message import Message
+from dbus_next.signature import Variant
 
-from dbus_next.aio.message_bus import MessageBus  # noqa: E402
-from dbus_next.constants import BusType, MessageFlag, MessageType, NameFlag, RequestNameReply  # noqa: E402
-from dbus_next.errors import AuthError  # noqa: E402
-from dbus_next.message import Message  # noqa: E402
-from dbus_next.signature import Variant  # noqa: E402
-
-from kvmd.errors import KvmdError, Unavailable  # noqa: E402
+from kvmd.errors import KvmdError, Unavailable
 
 __all__ = ["DBUS", "DISCONNECTED", "BusError", "Message", "MessageFlag", "MessageType", "SystemBus", "Variant"]
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import lab
+
 from .guests import Guests
 
 EXPOSURE = 39  # tenths, on systemd 252; that of Debian 12's libvirtd.service is 96
@@ -18,6 +22,14 @@ def test_the_daemon_has_only_what_it_uses(guests: Guests) -> None:
         assert "Read-only file system" in try_(f": >> {path}"), path
     for path in ("/proc/sys/net/ipv4/ip_forward", "/home", "/srv", "/tmp", "/var", "/dev/shm"):
         assert try_(f"test -w {path} || echo {path} is read-only >&2") == "", path
+
+
+def test_nothing_is_loaded_that_nobody_uses(bookworm: lab.Host) -> None:
+    """OpenSSL and GLib, which are installed here and which libraries of the daemon would load."""
+    bookworm.run("/usr/bin/python3", "-c", "import ssl")
+    maps = bookworm.run("cat", f"/proc/{bookworm.show('kvmd')['MainPID']}/maps").stdout
+    assert re.findall(r"\S*(?:libssl|libcrypto|libglib|_gi\.)\S*", maps) == []
+    assert "libnftables" in maps
 
 
 def test_qemu_is_not_held_by_the_sandbox_of_the_daemon(guests: Guests) -> None:
