@@ -44,6 +44,7 @@ class Dnsmasq:
     def __init__(self, systemd: Systemd, journal: Journal) -> None:
         self._systemd, self._journal = systemd, journal
         self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._forgetting: set[str] = set()  # taps whose guest boots anew and waits for its turn
 
     async def serve(self, guest: Guest, terms: Terms) -> None:
         """Have the guest told ``terms``; returns once dnsmasq serves. Raises ``StartFailed``."""
@@ -67,9 +68,15 @@ class Dnsmasq:
                 raise StartFailed(f"dnsmasq does not serve {terms.tap}: {error} ({hint})") from error
 
     async def forget(self, nic: Nic) -> None:
-        """The guest boots anew, and DHCPv6 may not know it again: to dnsmasq its address would be another's still."""
-        if nic.configure:
+        """The guest boots anew, and DHCPv6 may not know it again: to dnsmasq its address would be another's still.
+
+        A Linux that reboots by the keyboard controller asks for it again and again until it is heard, and each time
+        QEMU says RESET.
+        """
+        if nic.configure and nic.tap not in self._forgetting:
+            self._forgetting.add(nic.tap)
             async with self._busy[nic.tap]:
+                self._forgetting.discard(nic.tap)
                 with contextlib.suppress(BusError):  # not served
                     await self._systemd.restart_unit(dhcp.unit(nic.tap))
 
