@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from . import Host, deb, roots, vm
 from .roots import RELEASES
@@ -22,11 +24,9 @@ def prepare() -> None:
         vm.initrd(release)
 
     with ThreadPoolExecutor() as pool:
-        tasks = [
-            pool.submit(roots.layer, "bookworm", package, "others"),
-            *(pool.submit(make, release) for make in (build, roots.workshop) for release in RELEASES.values()),
-        ]
-        for task in tasks:
+        work: list[Callable[[], object]] = [lambda: roots.layer("bookworm", package, "others")]
+        work += [partial(make, release) for make in (build, roots.workshop) for release in RELEASES.values()]
+        for task in [pool.submit(each) for each in work]:
             task.result()
 
 
