@@ -1,4 +1,4 @@
-"""Two workers share the tests: the longest come first, so that both end at the same time."""
+"""Workers share the tests: the longest come first, so that all end at the same time."""
 
 from __future__ import annotations
 

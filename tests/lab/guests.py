@@ -31,8 +31,8 @@ from .store import built, key
 File = tuple[str, int, bytes]  # path, mode, content
 
 INIT = Path(__file__).with_name("init")
-# Self-tests of ciphers and memory zeroed twice take an emulated processor long.
-CMDLINE = "console=ttyS0 quiet cryptomgr.notests init_on_alloc=0"
+# What takes an emulated processor long, and shows nothing here: self-tests of ciphers, memory zeroed twice, retpolines.
+CMDLINE = "console=ttyS0 quiet cryptomgr.notests init_on_alloc=0 mitigations=off"
 # fmt: off
 MODULES = [
     "button", "evdev", "virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod",

@@ -19,7 +19,7 @@ SYSTEMD = f"""memory = "192M"
 [boot]
 kernel = "vmlinux"
 initrd = "systemd.img"
-cmdline = "{lab.guests.CMDLINE} mitigations=off"
+cmdline = "{lab.guests.CMDLINE}"
 """
 AFTER = """[Unit]
 Wants=kvmd@db.service
