@@ -245,8 +245,9 @@ class Machine:
         """Returns once the guest is ready. Raises ``Timeout``, after cutting its power, or ``StartFailed``."""
         try:
             await self._readiness.wait(self.closed)
-        except Timeout:
+        except Timeout as error:
             self._timed_out = True
+            self.failure = str(error)
             await self.terminate()
             raise
 
@@ -300,7 +301,8 @@ class Machine:
         except (KvmdError, OSError) as error:
             self._say(Event.FAILED, f"Guest {self.guest.name} left something over: {error}", LOG_WARNING)
         if result in ending.ASKED_FOR:
-            self._say(Event.STOPPED, f"Guest {self.guest.name} is off ({result})")
+            reason = f": {self.failure}" if self.failure else ""
+            self._say(Event.STOPPED, f"Guest {self.guest.name} is off ({result}){reason}")
         else:
             self._say(Event.FAILED, f"Guest {self.guest.name} failed: {ending.REASONS[result]}", LOG_ERR)
         self._close(State.STOPPED if result in ending.ASKED_FOR else State.FAILED, result)
