@@ -103,7 +103,8 @@ def _imports(tree: ast.Module) -> Imports:
     found = Imports(set(), set())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found.outside.update(alias.name.partition(".")[0] for alias in node.names)
+            for package, _, path in (alias.name.partition(".") for alias in node.names):
+                (found.inside if package == "kvmd" else found.outside).add(path if package == "kvmd" else package)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports name the whole path: a module can be moved, and found"
             package, _, path = (node.module or "").partition(".")
