@@ -16,6 +16,8 @@ BootDevice = Literal["disk", "cdrom", "network"]
 
 Board = Literal["q35", "pc", "microvm"]
 
+IMAGES = Path("/var/lib/kvmd/images")
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 # The words a guest file may use; ``qemu`` knows a device for each.
@@ -43,12 +45,14 @@ class Boot:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """``[[disk]]``: ``size`` in bytes; ``path`` and ``base`` absolute."""
+    """``[[disk]]``: ``size`` in bytes; paths absolute. ``backing``: what may lie below it, beside ``base``."""
 
     path: Path
     size: int | None = None
     format: str = "qcow2"
     base: Path | None = None
+    base_format: str = "qcow2"
+    backing: tuple[Path, ...] = ()
     bus: str = "virtio"
     readonly: bool = False
 

@@ -16,7 +16,7 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from kvmd.errors import StartFailed
@@ -29,6 +29,11 @@ FIFOS = ("serial.in", "serial.out", "qemu.out")
 def guests() -> list[str]:
     """Names of all that have a directory."""
     return [path.name for path in RUNTIME.iterdir() if path.is_dir()] if RUNTIME.is_dir() else []
+
+
+def user_ids(*, but: str) -> set[int]:
+    """Of the QEMUs of all guests that have a directory, which is their group's; ``but`` that of this one."""
+    return {(RUNTIME / name).stat().st_gid for name in guests() if name != but}
 
 
 class Runtime:
@@ -75,11 +80,6 @@ class Runtime:
     def stderr(self) -> int:
         """QEMU's end of ``qemu.out``: it never blocks on it, and never sees us leave."""
         return os.open(self.path / "qemu.out", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def lock(self, names: Iterable[str] = FIFOS) -> None:
-        """QEMU has opened its FIFOs: no other QEMU, though of the same user, can open them from now on."""
-        for name in names:
-            os.chown(self.path / name, 0, 0)
 
     def write_pid(self, pid: int) -> None:
         self.write({"qemu.pid": f"{pid}\n".encode(), "pid": f"{pid}\n".encode()})

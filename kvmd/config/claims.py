@@ -54,6 +54,7 @@ def _claims(file: GuestFile) -> Iterator[_Claim]:
         yield _Claim(file, ("disk", position, "path"), disk.path, shared=disk.readonly)
         if disk.base:
             yield _Claim(file, ("disk", position, "base"), disk.base, shared=True)
+        yield from (_Claim(file, ("disk", position, "backing"), below, shared=True) for below in disk.backing)
     for position, cdrom in enumerate(guest.cdroms):
         yield _Claim(file, ("cdrom", position, "path"), cdrom.path, shared=True)
     for position, nic in enumerate(guest.nics):

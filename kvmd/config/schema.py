@@ -77,6 +77,8 @@ GUEST = Table(
                 "size": Key(size),
                 "format": Key(choice(*FORMATS)),
                 "base": Key(image),
+                "base_format": Key(choice(*FORMATS)),
+                "backing": Key(list_of(image)),
                 "bus": Key(choice(*BUSES)),
                 "readonly": Key(flag),
             },

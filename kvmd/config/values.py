@@ -10,9 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from kvmd.config.toml_lines import show
-from kvmd.guest import Address, Network
-
-IMAGES = Path("/var/lib/kvmd/images")
+from kvmd.guest import IMAGES, Address, Network
 
 Parse = Callable[[object], Any]
 

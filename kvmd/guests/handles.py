@@ -12,50 +12,60 @@ from kvmd.guests.readiness import Readiness
 from kvmd.network.kernel import netlink
 from kvmd.network.lan import Lan
 from kvmd.qemu import images
-from kvmd.qemu.argv import Handles, Image, Tap, queues
-from kvmd.qemu.process import Descriptors
+from kvmd.qemu.argv import Handles, Image, Layer, Tap, queues
+from kvmd.qemu.files import open_file, open_readable
+from kvmd.qemu.process import Descriptors, User
 from kvmd.runtime import Runtime
 
 
 async def open_handles(
     guest: Guest,
     accelerator: Literal["kvm", "tcg"],
+    user: User,
     runtime: Runtime,
     lan: Lan,
     readiness: Readiness,
     descriptors: Descriptors,
     undo: AsyncExitStack,
-) -> Handles:
-    """Put it all into ``descriptors``, creating the images that are missing. Raises ``KvmdError``."""
-    boot = guest.boot
+) -> tuple[list[str], Handles]:
+    """Put it all into ``descriptors``, creating the images that are missing; and what a person should be told.
+
+    ``user`` is whom QEMU will run as. Raises ``KvmdError``.
+    """
     if guest.nics:
         await lan.begun()
-    return Handles(
+    warnings, chains, kernel, initrd = await asyncio.to_thread(_open_files, guest, user, descriptors)
+    return warnings, Handles(
         accelerator=accelerator,
-        images=await _images(guest, descriptors),
+        images=chains,
         taps=[_tap(guest, nic, accelerator, lan, descriptors, undo) for nic in guest.nics],
         qmp_fd=descriptors.take(runtime.listen("qmp")),
         spare_qmp_fd=descriptors.take(runtime.listen("qmp.spare")),
         serial=runtime.path / "serial",
-        kernel=descriptors.take(images.open_readable(boot.kernel, "kernel")) if boot.kernel else None,
-        initrd=descriptors.take(images.open_readable(boot.initrd, "initrd")) if boot.initrd else None,
+        kernel=kernel,
+        initrd=initrd,
         vsock=await readiness.offer_vsock(descriptors),
     )
 
 
-async def _images(guest: Guest, descriptors: Descriptors) -> list[Image]:
+def _open_files(
+    guest: Guest, user: User, descriptors: Descriptors
+) -> tuple[list[str], list[Image], int | None, int | None]:
+    """Warnings, images, kernel, initrd. Blocks as long as the storage takes. Raises ``StartFailed``."""
     chains: list[Image] = []
+    warnings: list[str] = []
     for disk in guest.disks:
-        await images.create(disk)
-        files = enumerate(await images.chain(disk))
-        chains.append(
-            [
-                (descriptors.take(images.open_file(path, "disk image", write=not (below or disk.readonly))), format)
-                for below, (path, format) in files
-            ]
-        )
-    chains += [[(descriptors.take(images.open_file(cdrom.path, "CD image")), "raw")] for cdrom in guest.cdroms]
-    return chains
+        images.create(disk, user)
+        layers = images.open_disk(disk, descriptors)
+        chains.append(layers)
+        if doubt := images.doubt(disk, layers):
+            warnings.append(doubt)
+    for cdrom in guest.cdroms:
+        chains.append([Layer(descriptors.take(open_file(cdrom.path, "CD image")), "raw")])
+    boot = guest.boot
+    kernel = descriptors.take(open_readable(boot.kernel, "kernel", guest.memory)) if boot.kernel else None
+    initrd = descriptors.take(open_readable(boot.initrd, "initrd", guest.memory)) if boot.initrd else None
+    return warnings, chains, kernel, initrd
 
 
 def _tap(

@@ -13,6 +13,7 @@ from enum import Enum
 from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
 from typing import Any, Literal
 
+from kvmd import runtime
 from kvmd.console.streams import Streams
 from kvmd.errors import KvmdError, StartFailed, Timeout, Unavailable
 from kvmd.guest import Guest
@@ -23,9 +24,10 @@ from kvmd.guests.readiness import Readiness
 from kvmd.guests.steering import Steering
 from kvmd.network.dnsmasq import Dnsmasq
 from kvmd.network.lan import Lan
+from kvmd.qemu import users
 from kvmd.qemu.accelerator import Kvm
 from kvmd.qemu.argv import argv
-from kvmd.qemu.process import Descriptors, Process, User, spawn
+from kvmd.qemu.process import Descriptors, Process, spawn
 from kvmd.qemu.qmp import Qmp, QmpError
 from kvmd.runtime import Runtime
 from kvmd.systemd import scope
@@ -139,17 +141,20 @@ class Machine:
 
     async def _start(self, undo: AsyncExitStack, kvm: Kvm) -> None:
         self.accelerator = accelerator = self._choose_accelerator(kvm)
-        user = User.find()
+        user = users.choose(self.guest.name, runtime.user_ids(but=self.guest.name))
         if accelerator == "kvm" and kvm.group is not None:
             user = replace(user, groups=(kvm.group,))
         stop_timeout = f"{self.guest.stop_timeout}\n".encode()
         self._runtime.make({**self._snapshot, "stop_timeout": stop_timeout}, user.uid, user.gid)
         streams = self._own_runtime(undo)
+        users.publish(self.guest.name, user)
         streams.keep()
         with Descriptors() as descriptors:
-            handles = await open_handles(
-                self.guest, accelerator, self._runtime, self._host.lan, self._readiness, descriptors, undo
+            warnings, handles = await open_handles(
+                self.guest, accelerator, user, self._runtime, self._host.lan, self._readiness, descriptors, undo
             )
+            for warning in warnings:
+                self._say(Event.FILE, f"Guest {self.guest.name}: {warning}", LOG_WARNING)
             command = ["qemu-system-x86_64", *argv(self.guest, handles)]
             stderr = descriptors.take(self._runtime.stderr())
             process, release, give_up = await spawn(command, descriptors, user, stderr)
@@ -168,7 +173,6 @@ class Machine:
         streams.follow(invocation, resume=False)
         await all_of(self._greet(undo, streams), *self._nics.claims())
         await self._nics.configure(undo)
-        self._runtime.lock()
         self._runtime.write_pid(process.pid)
         self.started = self._runtime.started()
         await self._register()
@@ -223,6 +227,7 @@ class Machine:
         return "tcg"
 
     def _own_runtime(self, undo: AsyncExitStack) -> Streams:
+        undo.callback(users.withdraw, self.guest.name)
         undo.callback(self._runtime.remove)
         log = self.guest.serial.log
         self._streams = Streams(self.guest.name, self._runtime, self._host.journal, log=log, heard=self._readiness.hear)

@@ -5,7 +5,10 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     room        |   | what lives there                                   | imports
     argv        | * | guest → QEMU's arguments                           |
     accelerator |   | KVM or not, and why not                            |
-    images      |   | disk images: created, opened                       |
+    headers     | * | what an image's header names, and says of itself   |
+    files       |   | opened by root: no stranger's link, nothing blocks |
     process     |   | QEMU spawned: its user, its descriptors, its pidfd |
+    users       |   | a user of its own for each guest                   | process
+    images      |   | disk images: created, opened, none believed        | argv headers files process
     qmp         |   | the few QMP commands and events                    |
 """

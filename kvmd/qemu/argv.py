@@ -8,12 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kvmd.guest import BACKED_FORMATS, CD_BUS, BootDevice, Guest, Nic
 
 MAX_QUEUES = 8  # of a NIC: each costs memory, interrupts and a vhost thread
-Image = Sequence[tuple[int, str]]
+
+
+class Layer(NamedTuple):
+    """One image of a chain: its descriptor, its format, and the descriptors of a VMDK's extents in other files."""
+
+    fd: int
+    format: str
+    extents: Sequence[int] = ()
+
+
+Image = Sequence[Layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +50,8 @@ class Handles:
 
     ``qmp_fd``, ``spare_qmp_fd``: listening unix sockets, one for the daemon and one for the stop helper.
     ``serial``: two FIFOs, this path with ``.in`` and ``.out`` behind it.
-    ``images``: of each disk and then of each CD its layers, the top one first and what backs it after: descriptor and
-    format. The top one of a disk that is not read-only must be open for writing, all others read-only.
+    ``images``: of each disk and then of each CD its layers, the top one first and what backs it after. The top one
+    of a disk that is not read-only must be open for writing, all others read-only.
     ``kernel``, ``initrd``: QEMU opens these again through /proc/self/fd, so its user must be able to read the file;
     a copy in a memfd always is readable.
     ``boot_once``: boot from this kind of device first, without ``boot.kernel``, until ``boot_indexes`` is put back.
@@ -232,31 +242,26 @@ def _layers(drive: _Drive, sets: Iterator[int]) -> list[str]:
     """
     args: list[str] = []
     below = None
-    for depth, (fd, format) in reversed(list(enumerate(drive.image))):
-        number = next(sets)
+    for depth, layer in reversed(list(enumerate(drive.image))):
         name = drive.id if depth == 0 else f"{drive.id}-{depth}"
         readonly = drive.readonly or depth > 0
-        file = {
-            "driver": _protocol(drive.path) if depth == 0 else "file",
-            "node-name": f"{name}-file",
-            "filename": f"/dev/fdset/{number}",
-            "read-only": readonly,
-            "discard": "unmap",
-        }
-        node = {
-            "driver": format,
-            "node-name": name,
-            "file": f"{name}-file",
-            "read-only": readonly,
-            "discard": "unmap",
-        }
-        if format in BACKED_FORMATS:
+        files = {"file": layer.fd} | {f"extents.{number}": fd for number, fd in enumerate(layer.extents)}
+        node: dict[str, object] = {"driver": layer.format, "node-name": name}
+        for child, fd in files.items():
+            number = next(sets)
+            node[child] = f"{name}-{child}"
+            file = {
+                "driver": _protocol(drive.path) if depth == 0 else "file",
+                "node-name": node[child],
+                "filename": f"/dev/fdset/{number}",
+                "read-only": readonly,
+                "discard": "unmap",
+            }
+            args += ["-add-fd", f"set={number},fd={fd}", "-blockdev", json.dumps(file)]
+        node |= {"read-only": readonly, "discard": "unmap"}
+        if layer.format in BACKED_FORMATS:
             node["backing"] = below
-        args += [
-            "-add-fd", f"set={number},fd={fd}",
-            "-blockdev", json.dumps(file),
-            "-blockdev", json.dumps(node),
-        ]  # fmt: skip
+        args += ["-blockdev", json.dumps(node)]
         below = name
     return args
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import pwd
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -15,13 +14,19 @@ from types import TracebackType
 
 from kvmd.errors import StartFailed
 
-USER = "kvmd-qemu"
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 # The shell forks once more and ends, so that PID 1 adopts QEMU, reaps it and knows its exit status: it is the main
 # process of kvmd@NAME.service. The grandchild blocks until it has been put into its scope; if the daemon dies before,
 # read fails and nothing was started. Signal 38 is SIGRTMIN+4, which `machinectl poweroff` sends to a container's
-# init and which would kill QEMU; an ignored signal survives exec.
-LAUNCHER = """trap '' 38; exec 3<&0; ( read -r _ <&3 && exec "$@" 3<&- ) >/dev/null & echo $!"""
+# init and which would kill QEMU; an ignored signal survives exec. The daemon's OOMScoreAdjust= is not for QEMU.
+LAUNCHER = """
+trap '' 38
+echo 0 >/proc/self/oom_score_adj
+exec 3<&0
+( read -r _ <&3 && exec "$@" 3<&- ) >/dev/null &
+echo $!
+"""
 
 # Above what the launcher uses itself.
 FIRST_FD = 64
@@ -62,15 +67,6 @@ class User:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
-
-    @classmethod
-    def find(cls) -> User:
-        """Raises ``StartFailed`` where systemd-sysusers has not run."""
-        try:
-            entry = pwd.getpwnam(USER)
-        except KeyError as error:
-            raise StartFailed(f"there is no user {USER} (run systemd-sysusers)") from error
-        return cls(entry.pw_uid, entry.pw_gid)
 
 
 class Process:
@@ -118,7 +114,7 @@ async def spawn(
             extra_groups=user.groups,
             umask=0o077,
             cwd="/",
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+            env=ENVIRONMENT,
             start_new_session=True,
         )
     )

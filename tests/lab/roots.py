@@ -23,7 +23,7 @@ PACKAGES = [
     "python3", "python3-dbus-next", "python3-pyroute2", "python3-systemd", "python3-tomli",
     "qemu-system-x86", "qemu-utils", "nftables", "polkitd",
     "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
-    "radvd", "dnsmasq-base", "systemd-container", "busybox-static",
+    "radvd", "dnsmasq-base", "systemd-container", "libnss-systemd", "busybox-static",
 ]
 # fmt: on
 

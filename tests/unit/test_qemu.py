@@ -26,7 +26,9 @@ import pytest
 
 from kvmd.guest import MODELS, Boot, Cdrom, Disk, Guest, Nic
 from kvmd.qemu import argv as qemu
-from kvmd.qemu.argv import Handles, Tap
+from kvmd.qemu import images
+from kvmd.qemu.argv import Handles, Layer, Tap
+from kvmd.qemu.process import Descriptors
 
 GUEST = Guest("web", Path("/etc/kvmd/web.toml"), UUID(int=1), memory=64 << 20)
 HANDLES = Handles("tcg", 3, 4, Path("/run/kvmd/web/serial"))
@@ -65,7 +67,7 @@ def test_smallest_guest() -> None:
 
 
 def test_backing_chain_is_spelled_out() -> None:
-    argv = qemu.argv(replace(GUEST, disks=(DISK,)), replace(HANDLES, images=[[(7, "qcow2"), (8, "raw")]]))
+    argv = qemu.argv(replace(GUEST, disks=(DISK,)), replace(HANDLES, images=[[Layer(7, "qcow2"), Layer(8, "raw")]]))
     assert values(argv, "-add-fd") == ["set=1,fd=8", "set=2,fd=7"]
     assert list(nodes(argv)) == ["disk0-1-file", "disk0-1", "disk0-file", "disk0"]
     assert nodes(argv)["disk0"] == {
@@ -82,7 +84,7 @@ def test_backing_chain_is_spelled_out() -> None:
 
 
 def test_no_backing_file_is_looked_for() -> None:
-    argv = qemu.argv(replace(GUEST, disks=(DISK,)), replace(HANDLES, images=[[(7, "qcow2")]]))
+    argv = qemu.argv(replace(GUEST, disks=(DISK,)), replace(HANDLES, images=[[Layer(7, "qcow2")]]))
     assert nodes(argv)["disk0"]["backing"] is None
 
 
@@ -90,7 +92,9 @@ def test_no_backing_file_is_looked_for() -> None:
     ("path", "driver"), [("/dev/vg0/web", "host_device"), ("/dev/shm/web.img", "file"), ("/srv/web.img", "file")]
 )
 def test_protocol(path: str, driver: str) -> None:
-    argv = qemu.argv(replace(GUEST, disks=(Disk(Path(path), format="raw"),)), replace(HANDLES, images=[[(7, "raw")]]))
+    argv = qemu.argv(
+        replace(GUEST, disks=(Disk(Path(path), format="raw"),)), replace(HANDLES, images=[[Layer(7, "raw")]])
+    )
     assert nodes(argv)["disk0-file"]["driver"] == driver
 
 
@@ -174,7 +178,7 @@ class Running:
             spare_qmp_fd=self._listen("qmp.spare"),
             serial=directory / "serial",
             images=[self._open(disk) for disk in guest.disks]
-            + [[(self._inherit(os.open(cdrom.path, os.O_RDONLY)), "raw")] for cdrom in guest.cdroms],
+            + [[Layer(self._inherit(os.open(cdrom.path, os.O_RDONLY)), "raw")] for cdrom in guest.cdroms],
             taps=[Tap((self._tap(),)) for _ in guest.nics],
             kernel=self._memory(kernel) if kernel else None,
             boot_once=once,
@@ -253,13 +257,11 @@ class Running:
         listener.listen(1)
         return self._inherit(listener.detach())
 
-    def _open(self, disk: Disk) -> list[tuple[int, str]]:
-        chain = [(disk.path, disk.format)] + ([(disk.base, "raw")] if disk.base else [])
-        writable = (not disk.readonly, False)
-        return [
-            (self._inherit(os.open(path, os.O_RDWR if write else os.O_RDONLY)), format)
-            for (path, format), write in zip(chain, writable, strict=False)
-        ]
+    def _open(self, disk: Disk) -> list[Layer]:
+        opened = Descriptors()
+        layers = images.open_disk(disk, opened)
+        self._inherited += opened.numbers
+        return layers
 
     def _memory(self, content: bytes) -> int:
         fd = os.memfd_create("kernel")
@@ -307,7 +309,7 @@ def test_qemu_takes_every_bus(directory: Path, board: Any, profile: Any) -> None
     disks = []
     for bus in BOARDS[board]:
         disks.append(make_disk(directory, f"{bus}.img", bus=bus, format="raw"))
-        disks.append(make_disk(directory, f"{bus}.qcow2", bus=bus, base=directory / "base.img"))
+        disks.append(make_disk(directory, f"{bus}.qcow2", bus=bus, base=directory / "base.img", base_format="raw"))
         if bus not in ("sata", "ide"):
             disks.append(make_disk(directory, f"{bus}.ro.qcow2", bus=bus, readonly=True))
     cdroms = (Cdrom(directory / "base.img"), Cdrom(directory / "base.img"))

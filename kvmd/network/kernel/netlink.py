@@ -31,8 +31,8 @@ GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAI
 BATCH = 64  # requests in one datagram: their answers fit into the receive queue
 DATAGRAM = 1 << 16
 
-TUNSETIFF = 0x400454CA  # linux/if_tun.h
-IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
+TUNSETIFF, TUNSETOWNER, TUNGETIFF = 0x400454CA, 0x400454CC, 0x800454D2  # linux/if_tun.h
+IFF_TAP, IFF_MULTI_QUEUE, IFF_PERSIST, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x0800, 0x1000, 0x4000
 
 
 class Kernel:
@@ -217,9 +217,9 @@ class Events:
 def open_tap(name: str, queues: int = 1) -> list[int]:
     """Make the tap, or attach to it; the descriptors, one for each queue, hold it in existence: QEMU's ``fds=``.
 
-    Virtio header, not persistent, close-on-exec, non-blocking. A tap that somebody has made with a single queue keeps
-    to that. Takes 0.3 ms. Closing the last descriptor blocks for 16 ms and more (RCU). Raises StartFailed. Source:
-    linux/if_tun.h, tuntap.rst.
+    Virtio header, not persistent, close-on-exec, non-blocking, root's, as anybody may attach to nobody's. A tap
+    that somebody has made with a single queue keeps to that. Takes 0.3 ms. Closing the last descriptor blocks for 16 ms
+    and more (RCU). Raises StartFailed. Source: linux/if_tun.h, tuntap.rst.
     """
     fds: list[int] = []
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if queues > 1 else 0)
@@ -227,6 +227,8 @@ def open_tap(name: str, queues: int = 1) -> list[int]:
         while len(fds) < queues:
             fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
             fcntl.ioctl(fds[-1], TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        if not struct.unpack_from("H", fcntl.ioctl(fds[0], TUNGETIFF, bytes(40)), 16)[0] & IFF_PERSIST:
+            fcntl.ioctl(fds[0], TUNSETOWNER, 0)
     except OSError as error:
         close_all(fds)
         if error.errno == errno.EINVAL and flags & IFF_MULTI_QUEUE:
