@@ -25,7 +25,7 @@ from syslog import LOG_NOTICE
 
 from kvmd.console.terminal import LINE, complete, text
 from kvmd.errors import StartFailed, Unavailable
-from kvmd.systemd.journal import Event, Journal, about, encode, newest_first
+from kvmd.systemd.journal import WRITTEN_BY_ROOT, Event, Journal, about, encode, newest_first
 
 CHUNK = 1 << 16  # bytes moved at a time, and kept for those who attach later
 UNLOGGED = 1 << 18  # bytes the journal may be behind; the end of a guest waits for them
@@ -194,12 +194,18 @@ class SerialLog:
         fields = {"SYSLOG_IDENTIFIER": self._guest, **about(self._guest), "KVMD_STREAM": self._stream}
         self._header = encode({**fields, "PRIORITY": "6", "KVMD_INVOCATION_ID": invocation})
         if resume and self.spool.taken:
-            matches = {"KVMD_GUEST": self._guest, "KVMD_STREAM": self._stream, "KVMD_INVOCATION_ID": invocation}
-            newest = next(newest_first(**matches), None)
-            if newest:
-                self.spool.done = max(self.spool.done, int(newest["KVMD_OFFSET"]) + int(newest["KVMD_LENGTH"]))
+            self.spool.done = min(max(self.spool.done, self._logged(invocation)), self.spool.taken)
         for what, task in (("spool", self.spool.run()), ("log", self._run())):
             self._tasks.append(asyncio.create_task(task, name=f"{what} of {self._guest}'s {self._stream}"))
+
+    def _logged(self, invocation: str) -> int:
+        """How much of this run's output the journal has, as far as it can tell."""
+        matches = {"KVMD_GUEST": self._guest, "KVMD_STREAM": self._stream, "KVMD_INVOCATION_ID": invocation}
+        try:
+            newest = next(newest_first(**WRITTEN_BY_ROOT, **matches), None)
+            return int(newest["KVMD_OFFSET"]) + int(newest["KVMD_LENGTH"]) if newest else 0
+        except (OSError, KeyError, ValueError, TypeError):  # damaged: lines may be logged twice
+            return 0
 
     async def _run(self) -> None:
         with self.spool.follow() as more:

@@ -14,7 +14,7 @@ from typing import Any
 from kvmd import __version__
 from kvmd.config import guestfile
 from kvmd.errors import Busy, KvmdError, StartFailed, Unavailable
-from kvmd.guest import Guest
+from kvmd.guest import NAME, Guest
 from kvmd.guests.known import Known
 from kvmd.guests.machine import Host, Machine, State
 from kvmd.guests.recovery import recover
@@ -23,7 +23,7 @@ from kvmd.network.dnsmasq import Dnsmasq
 from kvmd.network.lan import Lan
 from kvmd.network.model.nicstatus import NicStatus
 from kvmd.qemu.accelerator import Accelerator
-from kvmd.systemd.journal import Event, Journal, newest_first
+from kvmd.systemd.journal import WRITTEN_BY_ROOT, Event, Journal, newest_first
 from kvmd.systemd.sysbus import BusError
 from kvmd.systemd.units import Systemd
 
@@ -51,7 +51,7 @@ class Manager:
         return {
             "Version": __version__,
             "Accelerator": "kvm" if self._accelerator.kvm.usable else "tcg",
-            "Problems": [str(problem) for problem in self._register.problems],
+            "Problems": [str(problem.for_everybody()) for problem in self._register.problems],
         }
 
     def states(self) -> list[tuple[str, str]]:
@@ -78,7 +78,7 @@ class Manager:
     async def read_log(self, name: str, lines: int) -> list[str]:
         """The guest's last serial lines of this boot, oldest first, also of runs that are over."""
         self._register.get(name)
-        entries = newest_first(KVMD_GUEST=name, KVMD_STREAM="serial")
+        entries = newest_first(**WRITTEN_BY_ROOT, KVMD_GUEST=name, KVMD_STREAM="serial")
         newest = await asyncio.to_thread(lambda: list(islice(entries, min(lines, LOG_LINES))))
         return [str(entry["MESSAGE"]) for entry in reversed(newest)]
 
@@ -290,7 +290,8 @@ class Manager:
         names, problems = self._register.read()
         for problem in problems:
             file = Path(problem.file)
-            self._journal.say(Event.FILE, str(problem), file.stem if file.suffix == ".toml" else None, LOG_ERR)
+            guest = file.stem if file.suffix == ".toml" and NAME.fullmatch(file.stem) else None
+            self._journal.say(Event.FILE, str(problem), guest, LOG_ERR)
         return names
 
     def _declare(self) -> None:

@@ -19,7 +19,7 @@ from kvmd.qemu.argv import Vsock
 from kvmd.qemu.process import Descriptors
 from kvmd.runtime import Runtime
 from kvmd.systemd import fdstore
-from kvmd.systemd.journal import Event, Journal, newest_first
+from kvmd.systemd.journal import WRITTEN_BY_ROOT, Event, Journal, newest_first
 
 
 class Readiness:
@@ -65,7 +65,7 @@ class Readiness:
             self.ready.set()
         elif self._guest.vsock.ready:
             await self._listen_again()
-        elif newest := next(newest_first(KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial"), None):
+        elif newest := next(newest_first(**WRITTEN_BY_ROOT, KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial"), None):
             self.hear(str(newest["MESSAGE"]))
 
     async def wait(self, ended: asyncio.Event) -> None:

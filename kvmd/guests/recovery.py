@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from syslog import LOG_ERR
+from syslog import LOG_ERR, LOG_WARNING
 
 from kvmd import runtime
 from kvmd.config import directory
@@ -14,6 +14,7 @@ from kvmd.console.streams import bury
 from kvmd.errors import KvmdError, StartFailed
 from kvmd.guests.ending import CRASH, OOM, PANIC, REASONS
 from kvmd.guests.machine import Host, Machine
+from kvmd.qemu import users
 from kvmd.runtime import Runtime
 from kvmd.systemd import fdstore
 from kvmd.systemd.journal import Event, synchronize
@@ -41,7 +42,7 @@ async def recover(host: Host, ids: HostIds, named: Collection[str], changed: Cal
     alone = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, int)}
     ended = [name for name in found if name not in machines and name not in alone]
     for name in ended:
-        await bury(name, host.journal)
+        await _bury(name, host)
     for name in running.difference(found):
         await host.systemd.clear_empty_scope(f"kvmd-{name}.scope")
     failures = await _find_failures(host.systemd, set(named).difference(machines))
@@ -75,11 +76,22 @@ async def _adopt(name: str, host: Host, ids: HostIds, changed: Callable[[str], N
     except ProcessLookupError:
         await host.systemd.clear_scope(scope)
         return None
-    except KvmdError as error:
-        message = f"Guest {name} could not be taken over and goes on alone ({error}): systemctl stop kvmd@{name}"
+    except Exception as error:  # noqa: BLE001  # whatever is found: it concerns no other guest, and ends no daemon
+        reason = error if isinstance(error, KvmdError) else f"{type(error).__name__}: {error}"
+        message = f"Guest {name} could not be taken over and goes on alone ({reason}): systemctl stop kvmd@{name}"
         host.journal.say(Event.FAILED, message, name, LOG_ERR)
         return pid
     return machine
+
+
+async def _bury(name: str, host: Host) -> None:
+    try:
+        await bury(name, host.journal)
+    except Exception as error:  # noqa: BLE001  # as above
+        message = f"The last words of guest {name} could not be logged ({type(error).__name__}: {error}), ignoring"
+        host.journal.say(Event.FAILED, message, name, LOG_WARNING)
+        Runtime(name).remove()
+    users.withdraw(name)
 
 
 async def _find_failures(systemd: Systemd, names: Collection[str]) -> dict[str, str]:

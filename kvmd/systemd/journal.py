@@ -19,6 +19,9 @@ SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
 BACKLOG = 1000
 
+# Anybody may log with any field but those that journald adds. Not _SYSTEMD_UNIT=: it cannot look up a dead process.
+WRITTEN_BY_ROOT = {"_UID": "0"}
+
 log = logging.getLogger("kvmd")
 
 
