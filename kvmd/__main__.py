@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ async def serve() -> None:
     from kvmd.systemd.journal import Journal
     from kvmd.systemd.sysbus import SystemBus
     from kvmd.systemd.units import Systemd
+    from kvmd.systemd.watchdog import feed, not_too_often, note_well
 
     loop = asyncio.get_running_loop()
     terminated = asyncio.Event()
@@ -53,6 +53,7 @@ async def serve() -> None:
         bus = await stack.enter_async_context(SystemBus())
         systemd = Systemd(bus)
         await systemd.start()
+        await not_too_often(systemd)
         manager = Manager(systemd, journal)
         lan = await stack.enter_async_context(Lan(manager.report_network, manager.network_changed, bus=bus))
         stack.push_async_callback(manager.close)
@@ -71,7 +72,8 @@ async def serve() -> None:
         daemon.notify("READY=1")
         manager.activate_units()
         await lan.begin()
-        watchdog = asyncio.create_task(feed_watchdog(), name="watchdog")
+        watchdog = asyncio.create_task(feed(), name="watchdog")
+        well = asyncio.create_task(note_well(systemd), name="well")
         lost = asyncio.create_task(bus.lost(), name="bus")
         stop = asyncio.create_task(terminated.wait(), name="SIGTERM")
         try:
@@ -80,19 +82,8 @@ async def serve() -> None:
                 raise Unavailable("the system bus has gone; systemd starts kvmd again, guests are not disturbed")
             daemon.notify("STOPPING=1")
         finally:
-            for task in (watchdog, lost, stop):
+            for task in (watchdog, lost, stop, well):
                 task.cancel()
-
-
-async def feed_watchdog() -> None:
-    """Tell systemd that the loop still turns, twice in each WatchdogSec= (sd_watchdog_enabled(3))."""
-    from systemd import daemon
-
-    interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
-    while interval:
-        daemon.notify("WATCHDOG=1")
-        await asyncio.sleep(interval)
-    await asyncio.Event().wait()
 
 
 def main() -> int:
