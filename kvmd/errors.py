@@ -16,7 +16,7 @@ The sentence says what is wrong, where, and what to do. Only ``bus`` turns these
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 class KvmdError(Exception):
@@ -29,21 +29,36 @@ class NoSuchGuest(KvmdError):
     dbus_name = "org.kvmd1.Error.NoSuchGuest"
 
 
+def plain(text: str) -> str:
+    """One line of printable text, whatever was in it: file names need not be UTF-8."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One defect of one file; ``str()`` is the line ``FILE:LINE: KEY: what is wrong (what to do)``."""
+    """One defect of one file; ``str()`` is the line ``FILE:LINE: KEY: what is wrong (what to do)``.
+
+    ``private``: not everybody may read that file.
+    """
 
     file: str
     line: int
     key: str
     what: str
     hint: str = ""
+    private: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: "
         key = f"{self.key}: " if self.key else ""
         hint = f" ({self.hint})" if self.hint else ""
-        return f"{where}{key}{self.what}{hint}"
+        return plain(f"{where}{key}{self.what}{hint}")
+
+    def for_everybody(self) -> Problem:
+        """Without what the file says, if that is not for everybody."""
+        if not self.private:
+            return self
+        return replace(self, what="cannot be used", hint="kvmd --check FILE says why to who may read it")
 
 
 class InvalidConfiguration(KvmdError):

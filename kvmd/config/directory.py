@@ -10,7 +10,7 @@ from typing import Any
 from kvmd import runtime
 from kvmd.config import guestfile, watch
 from kvmd.errors import InvalidConfiguration, Problem
-from kvmd.guest import Guest
+from kvmd.guest import NAME, Guest
 
 DIRECTORY = Path("/etc/kvmd")
 SNAPSHOT, DEFAULTS = runtime.FILES
@@ -44,7 +44,7 @@ def read(ids: guestfile.HostIds, paths: Sequence[Path] = (), directory: Path = D
         defaults = guestfile.parse_defaults(source, directory / DEFAULTS)
         open_firewalls = bool(defaults.get("firewall", {}).get("open"))
     except InvalidConfiguration as error:
-        problems += error.problems
+        problems += _marked(error.problems, watch.private(directory / DEFAULTS))
     unusable = list(problems)  # a guest must not start without the limits that kvmd.conf meant to set
     guests: dict[str, Entry] = {}
     parsed: list[guestfile.GuestFile] = []
@@ -59,14 +59,22 @@ def read(ids: guestfile.HostIds, paths: Sequence[Path] = (), directory: Path = D
             guest = None if unusable else parsed[-1].guest
             guests[path.stem] = Entry(guest, {SNAPSHOT: text, DEFAULTS: source}, unusable)
         except InvalidConfiguration as error:
-            guests[path.stem] = Entry(problems=error.problems)
-            problems += error.problems
-    for problem in guestfile.conflicts(parsed):
+            wrong = _marked(error.problems, watch.private(path))
+            if NAME.fullmatch(path.stem):
+                guests[path.stem] = Entry(problems=wrong)
+            problems += wrong
+    clashes = guestfile.conflicts(parsed)
+    private = bool(clashes) and any(watch.private(file.document.file) for file in parsed)  # it tells of two files
+    for problem in _marked(clashes, private):
         name = Path(problem.file).stem
         entry = guests[name]
         guests[name] = replace(entry, guest=None, problems=[*entry.problems, problem])
         problems.append(problem)
     return Configuration(guests, sorted(problems), missing, open_firewalls)
+
+
+def _marked(problems: Sequence[Problem], private: bool) -> list[Problem]:
+    return [replace(problem, private=private) for problem in problems]
 
 
 def recall(name: str, snapshot: Mapping[str, bytes], ids: guestfile.HostIds) -> Guest:

@@ -43,6 +43,7 @@ __all__ = ["GuestFile", "HostIds", "conflicts", "parse", "parse_defaults"]
 Values = Mapping[str, Any]
 
 IFNAME_MAX = 15
+DAEMON = "kvmd"  # SYSLOG_IDENTIFIER= of its messages, as a guest's name is of its lines
 _UUIDS = UUID("b3d5a9c2-6d0f-4c0e-9f55-6b1a3c8f7e21")  # kvmd's own, so that no one else derives the same
 
 
@@ -66,8 +67,9 @@ def parse(text: str | bytes, file: Path, host: HostIds, defaults: Values = {}) -
     document = Document(text, file)
     reader = _Reader(document)
     name = file.stem
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or name == DAEMON:
         hint = "name the file with letters, digits and _ . - only, a letter or digit first, at most 63 characters"
+        hint = "the daemon logs by that name" if name == DAEMON else hint
         reader.problems.append(Problem(str(file), 1, "", f"{show(name)} cannot be the name of a guest", hint))
     said = reader.table(GUEST, document.values)
     values = _settle(_underlay(GUEST, said, defaults), said)
@@ -173,7 +175,9 @@ def _settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
         if disk.get("readonly"):
             _drop(disk, own, "size", "base")
         if disk.get("format", "qcow2") not in BACKED_FORMATS:
-            _drop(disk, own, "base")
+            _drop(disk, own, "base", "backing")
+        if not disk.get("base"):
+            _drop(disk, own, "base_format")
     for nic, own in zip(values["network"], said.get("network") or (), strict=True):
         nic["model"] = nic.get("model") or (LEGACY_MODEL[kind] if legacy else "virtio")
         if not own.get("address"):
@@ -206,8 +210,11 @@ def _disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             for name in ("size", "base"):
                 if disk.get(name):
                     yield (*path, name), "a read-only disk is not created", f"remove {name} or readonly"
-        if disk.get("base") and disk.get("format") not in (None, *BACKED_FORMATS):
-            yield (*path, "base"), f"{disk['format']} has no backing images", 'set format = "qcow2"'
+        for name in ("base", "backing"):
+            if disk.get(name) and disk.get("format") not in (None, *BACKED_FORMATS):
+                yield (*path, name), f"{disk['format']} has no backing images", 'set format = "qcow2"'
+        if disk.get("base_format") and "base" not in disk:
+            yield (*path, "base_format"), "there is no base to be of that format", "set base, or remove it"
         bus = disk["bus"]
         drives[bus] += 1
         if bus not in BOARD_BUSES[kind]:

@@ -18,7 +18,8 @@ from kvmd.errors import InvalidConfiguration, Problem
 
 KeyPath = tuple[str | int, ...]  # ("network", 0, "address")
 
-SIZE_MAX = 64 << 10
+SIZE_MAX = 64 << 10  # bytes
+STATEMENT_MAX = 1000  # lines that may be its last are tried; a longer one has its keys at the line of its table
 
 # Only a line with one of these can be the last of a statement that began on an earlier line.
 _MAY_CLOSE = re.compile(r"[]}]|\"\"\"|'''")
@@ -109,13 +110,16 @@ def _header(said: Mapping[str, Any], counts: dict[KeyPath, int]) -> KeyPath:
 
 def _statements(text: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     """Each statement of a valid document: its first line, its text, and what it says taken alone."""
-    gathered, start = "", 1
+    gathered, start, tried = "", 1, 0
     for number, line in enumerate(text.split("\n"), 1):
         begun = bool(gathered)
-        start = start if begun else number
+        start, tried = (start, tried) if begun else (number, 0)
         gathered += line + "\n"
         if begun and not _MAY_CLOSE.search(line):
             continue
+        tried += 1
+        if tried > STATEMENT_MAX:  # each costs as much as all before it
+            return
         try:
             said = tomli.loads(gathered)
         except tomli.TOMLDecodeError:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from kvmd.config.toml_lines import SIZE_MAX
 from kvmd.errors import InvalidConfiguration, Problem
 
 IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x8, 0x40, 0x80, 0x100, 0x200
@@ -16,13 +18,28 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read(path: Path) -> bytes | None:
-    """The file's content; None where there is none. Raises ``InvalidConfiguration``."""
+    """The file's content, or a little more than SIZE_MAX of it; None where there is none.
+
+    Raises ``InvalidConfiguration``, also for what is no file: to read a pipe might take for ever.
+    """
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read(SIZE_MAX + 1)
+        reason = "it is no file"
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InvalidConfiguration([Problem(str(path), 1, "", f"cannot be read: {error.strerror}")]) from error
+        reason = str(error.strerror)
+    raise InvalidConfiguration([Problem(str(path), 1, "", f"cannot be read: {reason}")])
+
+
+def private(path: Path) -> bool:
+    """Whether not everybody may read it."""
+    try:
+        return not path.stat().st_mode & stat.S_IROTH
+    except OSError:
+        return True
 
 
 class Watch:

@@ -58,9 +58,11 @@ class Known:
         return self.file.guest
 
     def properties(self, lan: Lan) -> dict[str, object]:
-        """org.kvmd1.Guest. Raises ``InvalidConfiguration`` for a guest that is off and has no usable file."""
+        """org.kvmd1.Guest, for everybody. Raises ``InvalidConfiguration`` if it is off and has no usable file."""
         run = self.run if self.on else None
-        guest = self.current or self.guest()
+        guest = self.current
+        if guest is None:
+            raise InvalidConfiguration([problem.for_everybody() for problem in self.file.problems])
         return {
             "Name": self.name,
             "Description": guest.description,
