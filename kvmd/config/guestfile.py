@@ -71,6 +71,7 @@ def parse(text: str | bytes, file: Path, host: HostIds, defaults: Values = {}) -
         hint = "name the file with letters, digits and _ . - only, a letter or digit first, at most 63 characters"
         hint = "the daemon logs by that name" if name == DAEMON else hint
         reader.problems.append(Problem(str(file), 1, "", f"{show(name)} cannot be the name of a guest", hint))
+        name = "unnamed"
     said = reader.table(GUEST, document.values)
     values = _settle(_underlay(GUEST, said, defaults), said)
     reader.problems += (document.problem(*problem) for problem in _disagreements(values))

@@ -44,7 +44,7 @@ def encode(fields: Mapping[str, str]) -> bytes:
     """Fields as journald reads them; a value with a newline goes by length."""
     parts = []
     for key, value in fields.items():
-        data = value.encode()
+        data = value.encode(errors="backslashreplace")  # an error may name a file whose name is not UTF-8
         if b"\n" in data:
             parts.append(b"%s\n%s%s\n" % (key.encode(), struct.pack("<Q", len(data)), data))
         else:

@@ -17,7 +17,7 @@ AIM = json.loads(Path("/usr/local/lib/attempts.json").read_text())
 PID, TAP, UID = AIM["pid"], AIM["tap"], AIM["uid"]
 LIBC = ctypes.CDLL(None, use_errno=True)
 TUNSETIFF, IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 2, 0x100, 0x1000, 0x4000
-PTRACE_ATTACH, PIDFD_GETFD, PROCESS_VM_READV = 16, 438, 310
+PTRACE, PTRACE_ATTACH, PIDFD_GETFD, PROCESS_VM_READV = 101, 16, 438, 310
 
 
 def attempt(what: str, act: Callable[[], object], kind: str = "attempt") -> None:
@@ -29,7 +29,9 @@ def attempt(what: str, act: Callable[[], object], kind: str = "attempt") -> None
     print(f"{kind}: {what}: {result}", file=sys.stderr, flush=True)
 
 
-def checked(result: int) -> int:
+def call(*numbers: int) -> int:
+    """A system call (syscall(2))."""
+    result: int = LIBC.syscall(*map(ctypes.c_long, numbers))
     if result < 0:
         raise OSError(ctypes.get_errno(), "")
     return result
@@ -51,15 +53,12 @@ def attach(tap: str, flags: int) -> None:
 def peek() -> None:
     buffer = ctypes.create_string_buffer(8)
     local = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 8)
-    checked(
-        LIBC.syscall(
-            *map(ctypes.c_long, (PROCESS_VM_READV, PID, ctypes.addressof(local), 1, ctypes.addressof(local), 1, 0))
-        )
-    )
+    where = ctypes.addressof(local)
+    call(PROCESS_VM_READV, PID, where, 1, where, 1, 0)
 
 
 def take_descriptor(number: int) -> None:
-    checked(LIBC.syscall(*map(ctypes.c_long, (PIDFD_GETFD, os.pidfd_open(PID), number, 0))))
+    call(PIDFD_GETFD, os.pidfd_open(PID), number, 0)
 
 
 files = ["/var/lib/kvmd/images/vault.qcow2", "/var/lib/kvmd/images/public.raw", "/srv/secret-kernel"]
@@ -77,7 +76,7 @@ for path in ("/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"):
     attempt(f"connect to {path}", lambda path=path: connect(path))
 for number in (0, 9, 19):
     attempt(f"signal {number}", lambda number=number: os.kill(PID, number))
-attempt("trace", lambda: checked(LIBC.ptrace(*map(ctypes.c_long, (PTRACE_ATTACH, PID, 0, 0)))))
+attempt("trace", lambda: call(PTRACE, PTRACE_ATTACH, PID, 0, 0))
 attempt("read its memory", peek)
 for number in (3, 64, 65, 66, 70):
     attempt(f"take its descriptor {number}", lambda number=number: take_descriptor(number))

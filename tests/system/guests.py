@@ -71,9 +71,10 @@ class Guests:
         """A method of org.kvmd1.Manager; its values, or with check=False the finished busctl."""
         return self._busctl("call", *SERVICE, member, signature, *arguments, check=check)
 
-    def guest(self, name: str, member: str, check: bool = True) -> Any:
+    def guest(self, name: str, member: str, signature: str = "", *arguments: str, check: bool = True) -> Any:
         """A method of org.kvmd1.Guest."""
-        return self._busctl("call", "org.kvmd1", self.path(name), "org.kvmd1.Guest", member, check=check)
+        words = (member, signature, *arguments)
+        return self._busctl("call", "org.kvmd1", self.path(name), "org.kvmd1.Guest", *words, check=check)
 
     def get(self, name: str, prop: str) -> Any:
         return self._busctl("get-property", "org.kvmd1", self.path(name), "org.kvmd1.Guest", prop)

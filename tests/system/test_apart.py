@@ -78,8 +78,9 @@ def test_a_guest_keeps_its_user_and_its_name(guests: Guests) -> None:
     assert user.startswith("kvmd-a-name-that-is-long-")
     assert len(user) == 31
 
-    host.run("systemctl", "kill", "-s", "KILL", "kvmd")
-    host.run("busctl", "call", "org.kvmd1", "/org/kvmd1", "org.freedesktop.DBus.Peer", "Ping")
+    since = host.cursor()
+    host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "kvmd")
+    host.wait_journal("KVMD_GUEST=one", message="was running already", since=since)
     assert user_of(guests, "one") == uid
     guests.linux("two")
     guests.start("two", ready=False)
