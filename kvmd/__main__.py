@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from kvmd.config.directory import DIRECTORY, read
 from kvmd.config.guestfile import HostIds
 from kvmd.config.watch import Watch
 from kvmd.errors import KvmdError, Problem
+
+THREADS = 64  # of which storage that does not answer holds one for each start
 
 
 def check(paths: Sequence[Path]) -> int:
@@ -42,6 +45,7 @@ async def serve() -> None:
     from kvmd.systemd.watchdog import feed, not_too_often, note_well
 
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS))
     terminated = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     loop.add_signal_handler(signal.SIGINT, terminated.set)

@@ -92,6 +92,10 @@ class Machine:
             self._run = None
 
     @property
+    def runs(self) -> bool:
+        return self._run is not None
+
+    @property
     def directory(self) -> Path:
         """Of this run: console log and all else there is to look at."""
         return self._running.directory

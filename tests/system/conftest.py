@@ -59,7 +59,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A failure comes with the end of the host's journal."""
     outcome: Any = yield
     report = outcome.get_result()
-    hosts = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, lab.Machine)]
+    hosts = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, lab.Machine) and value.runs]
     for host in hosts if report.failed else ():
         report.sections.append(
             ("journal of the host", host.run("journalctl", "--no-pager", "-n", "60", check=False).stdout)

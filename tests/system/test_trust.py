@@ -107,6 +107,7 @@ def test_files_that_are_none(guests: Guests) -> None:
         guests.call("Reload")
 
 
+@pytest.mark.complaints("could not be started")
 def test_images_from_elsewhere(guests: Guests) -> None:
     """One that names a file of the host is refused, an honest overlay made; in a directory that belongs to a user."""
     host = guests.host
