@@ -4,5 +4,6 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
 
     room      |   | what lives there                                       | imports
     interface |   | a D-Bus interface as its XML states it: signatures     |
-    service   |   | the objects: authorise, one call of the manager, reply | interface
+    callers   |   | who calls, and how much of the daemon's time is theirs |
+    service   |   | the objects: authorise, one call of the manager, reply | interface callers
 """

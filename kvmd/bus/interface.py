@@ -29,6 +29,10 @@ STANDARD_XML = """
       <arg name="interface" type="s"/><arg name="changed" type="a{sv}"/><arg name="invalidated" type="as"/>
     </signal>
   </interface>
+  <interface name="org.freedesktop.DBus.Peer">
+    <method name="Ping"/>
+    <method name="GetMachineId"><arg name="machine" type="s" direction="out"/></method>
+  </interface>
 </node>
 """
 OBJECT_MANAGER_XML = """

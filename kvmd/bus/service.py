@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any, Protocol
 
+from kvmd.bus.callers import Callers
 from kvmd.bus.interface import OBJECT_MANAGER_XML, STANDARD_XML, Interface
 from kvmd.errors import KvmdError, NoSuchGuest
 from kvmd.guests.manager import Manager
 from kvmd.systemd.journal import log
-from kvmd.systemd.polkit import CONSOLE, MANAGE, authorise
+from kvmd.systemd.message import Unreadable, error_reply, reply
+from kvmd.systemd.polkit import CONSOLE, MANAGE, Polkit
 from kvmd.systemd.scope import escape
-from kvmd.systemd.sysbus import BusError, Message, SystemBus, Variant
+from kvmd.systemd.sysbus import BusError, Incoming, Message, SystemBus, Variant
 
 NAME = "org.kvmd1"
 ROOT = "/org/kvmd1"
 GUESTS = "/org/kvmd1/guest"
 STANDARD = "org.freedesktop.DBus."
+LONGEST_SENTENCE = 1 << 14  # characters: every problem of a file that is all wrong
 
 # Whoever may talk to the bus may read; every other method asks who is calling.
 OPEN = {"GetGuest", "GetGuestByPID", "ListGuests"}
@@ -135,10 +138,11 @@ class Service:
         self._object_manager = Interface.parse(OBJECT_MANAGER_XML)
         self._objects: dict[str, tuple[Interface, Exported]] = {ROOT: (self._manager_interface, ManagerObject(manager))}
         self._published: dict[str, dict[str, object]] = {ROOT: manager.properties()}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._polkit = Polkit(bus)
+        self._callers = Callers(bus, self._answer)
         for name, _ in manager.states():
             self._add(name)
-        bus.serve(self._dispatch)
+        bus.serve(self._callers.take)
 
     def refresh(self, name: str | None) -> None:
         """The manager's news: of one guest, or of the manager itself."""
@@ -177,81 +181,104 @@ class Service:
         signature = interface.signals[member]
         self._bus.send(Message.new_signal(path, interface.name, member, signature, list(body)))
 
-    def _dispatch(self, message: Message) -> bool:
-        if message.interface == STANDARD + "Peer":
-            return False  # dbus-next answers
-        task = asyncio.create_task(self._answer(message), name=f"{message.member} from {message.sender}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return True
-
-    async def _answer(self, message: Message) -> None:
+    async def _answer(self, call: Incoming, uid: int) -> None:
+        """Do as the call says, if its caller may, and answer whoever waits for that. Reading comes one at a time."""
+        acts = self._acts(call)
+        if not acts and not call.answered:
+            return
         try:
-            signature, values = await self._run(message)
-            fds = [values[0]] if signature == "h" else []
-            reply = Message.new_method_return(message, signature, [0] if fds else values, fds)
-            try:
-                with contextlib.suppress(OSError):  # the bus has gone, and whoever called with it
-                    await self._bus.send(reply)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+            if acts:
+                self._find(self._objects[call.path][0], call)
+                action = CONSOLE if call.member in ("OpenConsole", "ReadLog") else MANAGE
+                await self._polkit.authorise(call, uid, action)
+            at_once = uid == 0 or (acts and call.member != "ReadLog")
+            async with contextlib.nullcontext() if at_once else self._callers.turn(uid):
+                await self._reply(call, *await self._run(call))
         except KvmdError as error:
-            name = error.name if isinstance(error, BusError) else error.dbus_name
-            self._bus.send(Message.new_error(message, name, str(error)))
+            self._refuse(call, error.name if isinstance(error, BusError) else error.dbus_name, str(error))
         except Exception as error:  # noqa: BLE001 - a defect of ours: a line for us, a sentence for the caller
             where = error.__traceback__
             while where and where.tb_next:
                 where = where.tb_next
             place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
-            log.error("internal error in %s: %s: %s (%s)", message.member, type(error).__name__, error, place)
-            text = f"internal error in {message.member} (see journalctl -u kvmd)"
-            self._bus.send(Message.new_error(message, "org.kvmd1.Error.Internal", text))
+            log.error("internal error in %s: %s: %s (%s)", call.member, type(error).__name__, error, place)
+            text = f"internal error in {call.member} (see journalctl -u kvmd)"
+            self._refuse(call, "org.kvmd1.Error.Internal", text)
 
-    async def _run(self, message: Message) -> tuple[str, list[Any]]:
-        if message.member == "Introspect" and message.interface in (None, STANDARD + "Introspectable"):
-            return "s", [self._introspect(message.path)]
-        if message.path not in self._objects:
-            if message.path.startswith(GUESTS + "/"):
-                raise NoSuchGuest(f"there is no guest at {message.path} (org.kvmd1.Manager.ListGuests lists them)")
-            raise ProtocolError("UnknownObject", f"there is no object {message.path}")
-        interface, exported = self._objects[message.path]
-        if message.path == ROOT and message.interface == STANDARD + "ObjectManager":
-            return self._find(self._object_manager[0], message), [self._managed()]
-        if message.interface == STANDARD + "Properties":
-            return self._find(self._standard[1], message), self._property(interface, exported, message)
-        if message.interface not in (None, interface.name):
-            raise ProtocolError("UnknownInterface", f"{message.path} has no interface {message.interface}")
-        signature = self._find(interface, message)
-        if message.member not in OPEN:
-            action = CONSOLE if message.member in ("OpenConsole", "ReadLog") else MANAGE
-            await authorise(self._bus, message, action)
-        result = await getattr(exported, message.member)(*message.body)
+    async def _reply(self, call: Incoming, signature: str, values: list[Any]) -> None:
+        fds = [values[0]] if signature == "h" else []
+        try:
+            if call.answered:
+                message = reply(call, signature, [0] if fds else values, fds)
+                with contextlib.suppress(EOFError):  # the bus has gone, and whoever called with it
+                    await (self._bus.send_large(message) if call.member == "ReadLog" else self._bus.send(message))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _refuse(self, call: Incoming, name: str, text: str) -> None:
+        if call.answered:
+            self._bus.send(error_reply(call, name, text[:LONGEST_SENTENCE]))
+
+    def _acts(self, call: Incoming) -> bool:
+        """Whether it may change something or hear a guest, so that its caller must be allowed to."""
+        if call.path not in self._objects or call.member in OPEN:
+            return False
+        interface, _exported = self._objects[call.path]
+        return call.interface in ("", interface.name) and call.member in interface.methods
+
+    async def _run(self, call: Incoming) -> tuple[str, list[Any]]:
+        if call.member == "Introspect" and call.interface in ("", STANDARD + "Introspectable"):
+            return "s", [self._introspect(call.path)]
+        if call.interface == STANDARD + "Peer":
+            signature = self._find(self._standard[2], call)
+            return signature, [Path("/etc/machine-id").read_text().strip()] if signature else []
+        if call.path not in self._objects:
+            if call.path.startswith(GUESTS + "/"):
+                raise NoSuchGuest(f"there is no guest at {call.path} (org.kvmd1.Manager.ListGuests lists them)")
+            raise ProtocolError("UnknownObject", f"there is no object {call.path}")
+        interface, exported = self._objects[call.path]
+        if call.path == ROOT and call.interface == STANDARD + "ObjectManager":
+            return self._find(self._object_manager[0], call), [self._managed()]
+        if call.interface == STANDARD + "Properties":
+            return self._find(self._standard[1], call), self._property(interface, exported, call)
+        if call.interface not in ("", interface.name):
+            raise ProtocolError("UnknownInterface", f"{call.path} has no interface {call.interface}")
+        signature = self._find(interface, call)
+        result = await getattr(exported, call.member)(*self._body(call))
         return signature, [] if signature == "" else [result]
 
     @staticmethod
-    def _find(interface: Interface, message: Message) -> str:
+    def _find(interface: Interface, call: Incoming) -> str:
         """The out signature of the method called."""
-        if message.member not in interface.methods:
-            raise ProtocolError("UnknownMethod", f"{interface.name} has no method {message.member}")
-        wanted, answers = interface.methods[message.member]
-        if message.signature != wanted:
-            raise ProtocolError("InvalidArgs", f"{message.member} takes {wanted or 'nothing'}, not {message.signature}")
+        if call.member not in interface.methods:
+            raise ProtocolError("UnknownMethod", f"{interface.name} has no method {call.member}")
+        wanted, answers = interface.methods[call.member]
+        if call.signature != wanted:
+            raise ProtocolError("InvalidArgs", f"{call.member} takes {wanted or 'nothing'}, not {call.signature}")
         return answers
 
-    def _property(self, interface: Interface, exported: Exported, message: Message) -> list[Any]:
-        if message.body[0] not in (interface.name, ""):
-            if message.member == "GetAll" and message.body[0].startswith(STANDARD):
+    @staticmethod
+    def _body(call: Incoming) -> list[Any]:
+        try:
+            return call.values()
+        except Unreadable as error:
+            raise ProtocolError("InvalidArgs", str(error)) from error
+
+    def _property(self, interface: Interface, exported: Exported, call: Incoming) -> list[Any]:
+        if call.member == "Set":  # whatever it is to be set to
+            raise ProtocolError("PropertyReadOnly", f"{interface.name} has no property that can be set (edit the file)")
+        wanted, *names = self._body(call)
+        if wanted not in (interface.name, ""):
+            if call.member == "GetAll" and wanted.startswith(STANDARD):
                 return [{}]
-            raise ProtocolError("UnknownInterface", f"{message.path} has no interface {message.body[0]}")
+            raise ProtocolError("UnknownInterface", f"{call.path} has no interface {wanted}")
         values = interface.variants(exported.properties())
-        if message.member == "GetAll":
+        if call.member == "GetAll":
             return [values]
-        if message.body[1] not in values:
-            raise ProtocolError("UnknownProperty", f"{interface.name} has no property {message.body[1]}")
-        if message.member == "Set":
-            raise ProtocolError("PropertyReadOnly", f"{message.body[1]} is read-only (edit the guest's file)")
-        return [values[message.body[1]]]
+        if names[0] not in values:
+            raise ProtocolError("UnknownProperty", f"{interface.name} has no property {names[0]}")
+        return [values[names[0]]]
 
     def _managed(self) -> dict[str, dict[str, dict[str, Variant]]]:
         return {

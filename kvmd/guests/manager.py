@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,8 @@ from kvmd.systemd.journal import WRITTEN_BY_ROOT, Event, Journal, newest_first
 from kvmd.systemd.sysbus import BusError
 from kvmd.systemd.units import Systemd
 
-LOG_LINES = 10_000
+LOG_LINES, LOG_BYTES = 10_000, 4 << 20  # of one reply; the bus would take 32 MiB
+PROBLEMS, LONGEST_PROBLEM = 1000, 1000  # lines of the property; characters of one
 LONGEST_BACK_OFF = 60.0
 
 
@@ -51,7 +52,7 @@ class Manager:
         return {
             "Version": __version__,
             "Accelerator": "kvm" if self._accelerator.kvm.usable else "tcg",
-            "Problems": [str(problem.for_everybody()) for problem in self._register.problems],
+            "Problems": _bounded([str(problem.for_everybody()) for problem in self._register.problems]),
         }
 
     def states(self) -> list[tuple[str, str]]:
@@ -76,11 +77,10 @@ class Manager:
         return self._register.by_pid(pid).name
 
     async def read_log(self, name: str, lines: int) -> list[str]:
-        """The guest's last serial lines of this boot, oldest first, also of runs that are over."""
+        """The guest's last serial lines of this boot, oldest first, also of runs that are over; what fits in 4 MiB."""
         self._register.get(name)
         entries = newest_first(**WRITTEN_BY_ROOT, KVMD_GUEST=name, KVMD_STREAM="serial")
-        newest = await asyncio.to_thread(lambda: list(islice(entries, min(lines, LOG_LINES))))
-        return [str(entry["MESSAGE"]) for entry in reversed(newest)]
+        return await asyncio.to_thread(_newest, entries, min(lines, LOG_LINES))
 
     # what the network says
 
@@ -334,3 +334,21 @@ class Manager:
         with contextlib.suppress(BusError):
             if await self._systemd.state(unit) in ("inactive", "failed"):
                 await self._start_unit(unit, known)
+
+
+def _newest(entries: Iterator[Mapping[str, object]], lines: int) -> list[str]:
+    """The messages of so many entries, or of as many as fit in one reply; the oldest first."""
+    found, length = [], 0
+    for entry in islice(entries, lines):
+        message = str(entry.get("MESSAGE", "")).replace("\0", "�")  # D-Bus strings have no NUL
+        length += len(message.encode()) + 8
+        if length > LOG_BYTES:
+            break
+        found.append(message)
+    return found[::-1]
+
+
+def _bounded(lines: list[str]) -> list[str]:
+    shown = [line if len(line) <= LONGEST_PROBLEM else f"{line[:LONGEST_PROBLEM]}…" for line in lines[:PROBLEMS]]
+    more = len(lines) - len(shown)
+    return [*shown, f"{more} more problems (kvmd --check lists all)"] if more else shown

@@ -1,36 +1,68 @@
-"""The connection to the system bus: dbus-next, with what a long-lived service needs on top.
+"""The connection to the system bus: calls, with a time limit; signals, of whom they are wanted; and calls of others.
 
-The one room that knows the library: others have its ``Message`` and ``Variant`` from here.
+Anybody may send anything here, of up to 32 MiB: what nobody waits for is dropped before it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import BusType, MessageFlag, MessageType, NameFlag, RequestNameReply
-from dbus_next.errors import AuthError
-from dbus_next.message import Message
-from dbus_next.signature import Variant
-
 from kvmd.errors import KvmdError, Unavailable
+from kvmd.systemd.message import (
+    CALL,
+    ERROR,
+    SIGNAL,
+    Incoming,
+    Message,
+    MessageFlag,
+    Unreadable,
+    Variant,
+    encode,
+    error_reply,
+)
+from kvmd.systemd.transport import Transport, failed
 
-__all__ = ["DBUS", "DISCONNECTED", "BusError", "Message", "MessageFlag", "MessageType", "SystemBus", "Variant"]
+__all__ = [
+    "DBUS",
+    "DISCONNECTED",
+    "INVALID_ARGS",
+    "LIMITS_EXCEEDED",
+    "BusError",
+    "Incoming",
+    "Message",
+    "SystemBus",
+    "Variant",
+]
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+DO_NOT_QUEUE = 4  # flags and replies of RequestName
+PRIMARY_OWNER = 1
 
-# The bus lets one connection wait for 128 replies, polkit's among them (max_replies_per_connection, dbus-daemon(1)).
-WAITING = 100
+# The bus lets one connection wait for 128 replies (max_replies_per_connection, dbus-daemon(1)); polkit has other rooms.
+WAITING = 64
+PATIENCE = 30.0  # seconds; PID 1 answers none while it reloads
 
+# Bytes of a body.
+LONGEST_CALL = 1024
+LONGEST_SIGNAL = 256 << 10
+LONGEST_ANSWER = 8 << 20
+QUICK = 64 << 10  # what is larger is read beside the loop
+
+REFUSALS = 16  # at a time: 3 ms
+MOST_REFUSALS = 1 << 16  # that wait to be sent
 
 DISCONNECTED = "org.freedesktop.DBus.Error.Disconnected"
+TIMEOUT = "org.freedesktop.DBus.Error.Timeout"
+INVALID_ARGS = "org.freedesktop.DBus.Error.InvalidArgs"
+LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
+NAME_HAS_NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
+
+Callback = Callable[[Incoming], None]
 
 
 class BusError(KvmdError):
@@ -41,175 +73,239 @@ class BusError(KvmdError):
         super().__init__(text)
 
 
-class _Bus(MessageBus):
-    """dbus-next 0.2.3, where two things of it would end a daemon."""
-
-    _loop: asyncio.AbstractEventLoop  # private, as _auth_readline is
-    _sock: socket.socket
-
-    def __init__(self) -> None:
-        super().__init__(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
-        self._waiting: deque[tuple[Message, asyncio.Future[None]]] = deque()  # the first one is being written
-        self._over = False
-
-    def send(self, message: Message) -> asyncio.Future[None]:  # type: ignore[override]
-        """One after the other: a socket that is full when it begins with another one it takes for a lost connection."""
-        message.serial = message.serial or self.next_serial()
-        sent = asyncio.get_running_loop().create_future()
-        self._waiting.append((message, sent))
-        if self._over:
-            self._tell_waiting()
-        elif len(self._waiting) == 1:
-            self._send_first()
-        return sent
-
-    def _send_first(self) -> None:
-        message, sent = self._waiting[0]
-        try:
-            super().send(message).add_done_callback(self._written)
-        except Exception as error:  # noqa: BLE001  # it cannot be marshalled: told its sender, and in nobody's way
-            sent.set_exception(error)
-            self._next()
-
-    def _written(self, written: asyncio.Future[None]) -> None:
-        if written.exception() or self._over:
-            return  # it is lost, and who waits is told
-        _message, sent = self._waiting[0]
-        if not sent.done():
-            sent.set_result(None)
-        self._next()
-
-    def _next(self) -> None:
-        self._waiting.popleft()
-        if self._waiting:
-            self._send_first()
-
-    async def lost(self) -> None:
-        """Return when the connection has ended; nobody waits any more for what was not sent."""
-        with contextlib.suppress(OSError, EOFError):
-            await self.wait_for_disconnect()  # type: ignore[no-untyped-call]
-        self._over = True
-        self._tell_waiting()
-
-    def _tell_waiting(self) -> None:
-        while self._waiting:
-            _message, sent = self._waiting.popleft()
-            if not sent.done():
-                sent.set_exception(EOFError("it was lost"))
-                sent.exception()  # for who asks; no traceback if nobody does
-
-    async def _auth_readline(self) -> str:
-        """From a connection that was closed while it logs in it would read for ever, and nothing else run."""
-        line = b""
-        while not line.endswith(b"\r\n"):
-            received = await self._loop.sock_recv(self._sock, 2)
-            if not received:
-                raise ConnectionResetError("it closed the connection")
-            line += received
-        return line[:-2].decode()
-
-
 class SystemBus:
     """One connection, used by the client side (``call``, ``subscribe``) and the service side (``serve``) alike."""
 
     def __init__(self) -> None:
-        self._bus: Any = None
         self._room = asyncio.Semaphore(WAITING)
-        self._signals: list[tuple[str, str, Callable[[Message], None]]] = []
-        self._serve: Callable[[Message], bool] = lambda message: False
+        self._answers: dict[int, asyncio.Future[Incoming]] = {}
+        self._owners: dict[str, str] = {DBUS[0]: DBUS[0]}  # unique names, of those whose signals are waited for
+        self._owner_changed: defaultdict[str, list[Callable[[str], None]]] = defaultdict(list)
+        self._signals: dict[tuple[str, str], list[tuple[str, str, Callback]]] = {}
+        self._serve: Callback | None = None
+        self._refusals: deque[tuple[Incoming, str, str]] = deque(maxlen=MOST_REFUSALS)
+        self._refusing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> SystemBus:
+        self._transport = Transport(self._wanted, self._received)
+        await self._transport.connect()
+        self._transport.lost.add_done_callback(self._forsake)
         try:
-            self._bus = _Bus()
-            await self._bus.connect()
-        except (OSError, EOFError, AuthError) as error:
+            await self.call(DBUS, "Hello", returns="s")
+        except BusError as error:
+            self._transport.close()
             raise Unavailable(f"cannot reach the system bus: {error} (is dbus.service running?)") from error
-        self._bus.add_message_handler(self._dispatch)
-        self._lost = asyncio.create_task(self._bus.lost(), name="bus")
+        self._signals[DBUS[2], "NameOwnerChanged"] = [(DBUS[0], "sss", self._name_owner_changed)]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lost.cancel()
-        self._bus.disconnect()
+        self._transport.close()
 
     async def lost(self) -> None:
         """Returns when the connection has ended."""
-        await asyncio.wait((self._lost,))
+        await asyncio.wait((self._transport.lost,))
 
-    def _dispatch(self, message: Message) -> bool:
-        if message.message_type is MessageType.SIGNAL:
-            for interface, member, callback in self._signals:
-                if message.interface == interface and message.member == member:
+    def _forsake(self, lost: asyncio.Future[str]) -> None:
+        for answer in list(self._answers.values()):
+            if not answer.done():
+                answer.set_exception(EOFError(lost.result()))
+                answer.exception()  # for who waits; no traceback if nobody does
+
+    # what comes
+
+    def _wanted(self, message: Incoming) -> bool:
+        if message.kind == CALL:
+            if message.body_length > LONGEST_CALL:
+                text = f"{message.member} takes no arguments of {message.body_length} bytes ({LONGEST_CALL} at most)"
+                self.refuse(message, LIMITS_EXCEEDED, text)
+                return False
+            return self._serve is not None
+        if message.kind == SIGNAL:
+            return message.body_length <= LONGEST_SIGNAL and bool(self._listeners(message))
+        answer = self._answers.get(message.reply_serial)
+        if answer is None or answer.done():
+            return False
+        if message.body_length > LONGEST_ANSWER:
+            text = f"{message.sender} answers with {message.body_length} bytes, and {LONGEST_ANSWER} are read"
+            answer.set_exception(BusError(LIMITS_EXCEEDED, text))
+            answer.exception()
+            return False
+        return True
+
+    def _listeners(self, message: Incoming) -> list[Callback]:
+        """Of a signal: only from whom it was asked for, and of the shape that was asked for."""
+        return [
+            callback
+            for source, signature, callback in self._signals.get((message.interface, message.member), ())
+            if message.sender == self._owners.get(source) and message.signature == signature
+        ]
+
+    def _received(self, message: Incoming) -> None:
+        if message.kind == CALL and self._serve:
+            self._serve(message)
+        elif message.kind == SIGNAL:
+            with contextlib.suppress(Unreadable):
+                for callback in self._listeners(message):
                     callback(message)
-        elif message.message_type is MessageType.METHOD_CALL:
-            for fd in message.unix_fds:  # nothing here takes descriptors; dbus-next would leave them open
-                os.close(fd)
-            return self._serve(message)
-        return False
+        elif (answer := self._answers.get(message.reply_serial)) and not answer.done():
+            answer.set_result(message)
+
+    # what is called
 
     async def call(
-        self, target: tuple[str, str, str], member: str, signature: str = "", *body: object
+        self,
+        target: tuple[str, str, str],
+        member: str,
+        signature: str = "",
+        *body: object,
+        returns: str = "",
+        patience: float = PATIENCE,
+        room: asyncio.Semaphore | None = None,
     ) -> tuple[Any, ...]:
         """Call a method; the reply's values. ``target`` is destination, path, interface.
 
-        Raises ``BusError`` for an error reply.
+        ``room``: of those who wait for such an answer; one who gives up after ``patience`` seconds stays in it until
+        it has come, as the bus goes on to count it. Raises ``BusError``: an error reply, none in time, or one that is
+        not as ``returns`` says.
         """
         destination, path, interface = target
         message = Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(body),
+            destination=destination, path=path, interface=interface, member=member, signature=signature, body=list(body)
         )
         try:
-            async with self._room:
-                if not self._bus.connected:  # dbus-next would wait for ever
-                    raise EOFError("it was lost")
-                reply: Message = await self._bus.call(message)
+            async with asyncio.timeout(patience):
+                if destination != DBUS[0]:  # which answers at once, and counts no calls of its own
+                    await (room := room or self._room).acquire()
+                answer = await asyncio.shield(self._ask(message, room))
+        except TimeoutError as error:
+            raise BusError(TIMEOUT, f"{destination} has not answered {member} within {patience:g} s") from error
         except (OSError, EOFError) as error:
             raise BusError(DISCONNECTED, f"the system bus went away: {error}") from error
-        if reply.message_type is MessageType.ERROR:
-            raise BusError(reply.error_name, str(reply.body[0]) if reply.body else reply.error_name)
-        return tuple(reply.body)
+        if answer.kind == ERROR:
+            text = answer.values()[0] if answer.signature == "s" and answer.body_length <= QUICK else answer.error_name
+            raise BusError(answer.error_name, text)
+        if answer.signature != returns:
+            raise BusError(INVALID_ARGS, f"{destination} answers {member} by {answer.signature!r}, not by {returns!r}")
+        quick = answer.body_length <= QUICK
+        return tuple(answer.values() if quick else await asyncio.to_thread(answer.values))
 
-    async def get(self, target: tuple[str, str, str], name: str) -> Any:
-        """One property of ``target``."""
+    def post(self, target: tuple[str, str, str], member: str, signature: str, *body: object) -> None:
+        """Call a method, and wait for no answer."""
         destination, path, interface = target
-        properties = (destination, path, "org.freedesktop.DBus.Properties")
-        (variant,) = await self.call(properties, "Get", "ss", interface, name)
-        return variant.value
+        self.send(
+            Message(
+                destination=destination,
+                path=path,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=list(body),
+                flags=MessageFlag.NO_REPLY_EXPECTED,
+            )
+        )
 
-    def on_signal(self, interface: str, member: str, callback: Callable[[Message], None]) -> None:
-        """Have ``callback`` run for each such signal that the bus sends us."""
-        self._signals.append((interface, member, callback))
+    def _ask(self, message: Message, room: asyncio.Semaphore | None) -> asyncio.Future[Incoming]:
+        answer: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
+        message.serial = serial = self._transport.next_serial()
 
-    async def subscribe(
-        self, interface: str, member: str, callback: Callable[[Message], None], match: str = ""
-    ) -> None:
-        """``on_signal``, and have the bus send them; ``match`` narrows which."""
-        self.on_signal(interface, member, callback)
-        await self.call(DBUS, "AddMatch", "s", f"type='signal',interface='{interface}',member='{member}'{match}")
+        def done(_answer: asyncio.Future[Incoming]) -> None:
+            del self._answers[serial]
+            if room:
+                room.release()
+
+        self._answers[serial] = answer
+        answer.add_done_callback(done)
+        try:
+            self._transport.send(encode(message), [])
+        except BaseException:
+            answer.cancel()
+            raise
+        if self._transport.lost.done():
+            self._forsake(self._transport.lost)
+        return answer
 
     async def uid(self, unique_name: str) -> int:
         """User ID of the sender behind a unique name (org.freedesktop.DBus.GetConnectionUnixUser)."""
-        (uid,) = await self.call(DBUS, "GetConnectionUnixUser", "s", unique_name)
+        (uid,) = await self.call(DBUS, "GetConnectionUnixUser", "s", unique_name, returns="u")
         return int(uid)
-
-    def serve(self, handler: Callable[[Message], bool]) -> None:
-        """Have ``handler`` see each method call; it returns whether the call is its own to answer."""
-        self._serve = handler
-
-    def send(self, message: Message) -> asyncio.Future[None]:
-        """Send a message; the future is done once it has left, with its descriptors."""
-        sent: asyncio.Future[None] = self._bus.send(message)
-        return sent
 
     async def own(self, name: str) -> None:
         """Own a well-known name, or raise ``Unavailable``: another instance must not run beside this one."""
-        (reply,) = await self.call(DBUS, "RequestName", "su", name, NameFlag.DO_NOT_QUEUE.value)
-        if reply != RequestNameReply.PRIMARY_OWNER.value:
+        (reply,) = await self.call(DBUS, "RequestName", "su", name, DO_NOT_QUEUE, returns="u")
+        if reply != PRIMARY_OWNER:
             raise Unavailable(f"the bus name {name} has an owner already (is another kvmd running?)")
+
+    # signals
+
+    async def watch(self, name: str, changed: Callable[[str], None] | None = None) -> None:
+        """Know whose signals are those of ``name``; ``changed(owner)`` when it has another one, or none: empty."""
+        if changed:
+            self._owner_changed[name].append(changed)
+        if name in self._owners:
+            return
+        self._owners[name] = ""
+        await self.add_match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{name}'")
+        try:
+            (self._owners[name],) = await self.call(DBUS, "GetNameOwner", "s", name, returns="s")
+        except BusError as error:
+            if error.name != NAME_HAS_NO_OWNER:
+                raise
+
+    def _name_owner_changed(self, message: Incoming) -> None:
+        name, _before, owner = message.values()
+        if name in self._owners:
+            self._owners[name] = owner
+            for changed in self._owner_changed[name]:
+                changed(owner)
+
+    def on_signal(self, source: str, interface: str, member: str, signature: str, callback: Callback) -> None:
+        """Have ``callback`` run for each such signal of ``source``, which is watched, that the bus sends us."""
+        self._signals.setdefault((interface, member), []).append((source, signature, callback))
+
+    async def subscribe(self, source: str, interface: str, member: str, signature: str, callback: Callback) -> None:
+        """``on_signal``, and have the bus send them."""
+        await self.watch(source)
+        self.on_signal(source, interface, member, signature, callback)
+        await self.add_match(f"type='signal',sender='{source}',interface='{interface}',member='{member}'")
+
+    async def add_match(self, rule: str) -> None:
+        await self.call(DBUS, "AddMatch", "s", rule)
+
+    async def remove_match(self, rule: str) -> None:
+        await self.call(DBUS, "RemoveMatch", "s", rule)
+
+    # what others call
+
+    def serve(self, handler: Callback) -> None:
+        """Have ``handler`` see each method call of 1 KiB or less, and answer those that are ``answered``."""
+        self._serve = handler
+
+    def send(self, message: Message) -> asyncio.Future[None]:
+        """Send a signal or a reply; the future is done once it has left, with its descriptors."""
+        message.serial = self._transport.next_serial()
+        try:
+            data = encode(message)
+        except Exception as error:  # noqa: BLE001  # it cannot be marshalled: told its sender, and in nobody's way
+            return failed(error)
+        return self._transport.send(data, message.unix_fds)
+
+    async def send_large(self, message: Message) -> None:
+        """As ``send``, for what takes long to marshal: beside the loop, and sent when that is done."""
+        message.serial = self._transport.next_serial()
+        await self._transport.send(await asyncio.to_thread(encode, message), [])
+
+    def refuse(self, call: Incoming, name: str, text: str) -> None:
+        """An error for a call that is none of anybody's; a flood of such holds up nothing else."""
+        if call.answered:
+            self._refusals.append((call, name, text))
+            if self._refusing is None:
+                self._refusing = asyncio.create_task(self._refuse(), name="refusals")
+
+    async def _refuse(self) -> None:
+        while self._refusals:
+            for _ in range(min(REFUSALS, len(self._refusals))):
+                self.send(error_reply(*self._refusals.popleft()))
+            await asyncio.sleep(0)
+        self._refusing = None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvmd.errors import StartFailed
-from kvmd.systemd.sysbus import DBUS, BusError, Message, SystemBus, Variant
+from kvmd.systemd.sysbus import DBUS, INVALID_ARGS, BusError, Incoming, SystemBus, Variant
 
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")
@@ -19,7 +19,22 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
 UNKNOWN = "unknown"
+PATIENCE = 30.0  # seconds for an answer; what a job takes is waited for by signals
+RELOAD = 120.0  # for that of Reload: when the generators have run, which have 90
 LOOK = 5.0  # seconds after which a job or unit is looked at though nothing was heard
+
+# What systemd answers, where it is not nothing.
+RETURNS = {
+    "Get": "v",
+    "GetUnit": "o",
+    "GetUnitProcesses": "a(sus)",
+    "ListJobs": "a(usssoo)",
+    "ListUnitsByPatterns": "a(ssssssouso)",
+    "RestartUnit": "o",
+    "StartTransientUnit": "o",
+    "StartUnit": "o",
+    "StopUnit": "o",
+}
 
 Properties = Sequence[tuple[str, str, object]]
 
@@ -35,17 +50,16 @@ class Systemd:
         self._returning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        sender = f",sender='{MANAGER[0]}'"
-        await self._bus.subscribe(MANAGER[2], "JobRemoved", self._job_removed, sender)
-        await self._bus.subscribe(MANAGER[2], "Reloading", self._reloading, sender)
-        await self._bus.subscribe(DBUS[2], "NameOwnerChanged", self._owner_changed, f",arg0='{MANAGER[0]}'")
+        await self._bus.watch(MANAGER[0], self._owner_changed)
+        await self._bus.subscribe(MANAGER[0], MANAGER[2], "JobRemoved", "uoss", self._job_removed)
+        await self._bus.subscribe(MANAGER[0], MANAGER[2], "Reloading", "b", self._reloading)
         await self._subscribe()
-        self._bus.on_signal(PROPERTIES, "PropertiesChanged", self._properties_changed)
-        self._bus.on_signal(MANAGER[2], "UnitNew", self._unit_new)
+        self._bus.on_signal(MANAGER[0], PROPERTIES, "PropertiesChanged", "sa{sv}as", self._properties_changed)
+        self._bus.on_signal(MANAGER[0], MANAGER[2], "UnitNew", "so", self._unit_new)
 
-    def _owner_changed(self, message: Message) -> None:
+    def _owner_changed(self, owner: str) -> None:
         """PID 1 leaves the bus and comes back when it executes itself anew; its signals meanwhile are lost."""
-        if message.body[2]:
+        if owner:
             if self._returning:
                 self._returning.cancel()  # asyncio itself holds no task that nobody else does
             self._returning = asyncio.create_task(self._subscribe_again(), name="subscribe to systemd again")
@@ -63,8 +77,9 @@ class Systemd:
             if error.name != ALREADY_SUBSCRIBED:
                 raise
 
-    def _reloading(self, message: Message) -> None:
-        if not message.body[0]:
+    def _reloading(self, message: Incoming) -> None:
+        (active,) = message.values()
+        if not active:
             self._look_again()
 
     def _look_again(self) -> None:
@@ -80,30 +95,37 @@ class Systemd:
         """Call a method of systemd's, once more where the call was lost as PID 1 executed itself anew."""
         while True:
             try:
-                return await self._bus.call(target, member, signature, *body)
+                patience = RELOAD if member == "Reload" else PATIENCE
+                return await self._bus.call(
+                    target, member, signature, *body, returns=RETURNS.get(member, ""), patience=patience
+                )
             except BusError as error:
                 if error.name != NO_REPLY:
                     raise
 
-    async def _get(self, path: str, interface: str, name: str) -> Any:
+    async def _get(self, path: str, interface: str, name: str, signature: str) -> Any:
+        """A property. Raises ``BusError``, also for one that is not of this signature."""
         (variant,) = await self._call((MANAGER[0], path, PROPERTIES), "Get", "ss", interface, name)
+        if variant.signature != signature:
+            raise BusError(INVALID_ARGS, f"{MANAGER[0]}: {name} is of type {variant.signature!r}, not {signature!r}")
         return variant.value
 
-    def _job_removed(self, message: Message) -> None:
-        _, path, _, result = message.body
+    def _job_removed(self, message: Incoming) -> None:
+        _, path, _, result = message.values()
         job = self._jobs.get(path)
         if job is None and self._calling:  # the signal may come before the reply that names the job
             job = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
         if job is not None and not job.done():
             job.set_result(result)
 
-    def _properties_changed(self, message: Message) -> None:
+    def _properties_changed(self, message: Incoming) -> None:
         if event := self._changed.get(message.path):
             event.set()
 
-    def _unit_new(self, message: Message) -> None:
+    def _unit_new(self, message: Incoming) -> None:
         """Takes the place of a unit's first change after PID 1 has executed itself anew."""
-        if event := self._changed.get(message.body[1]):
+        _, path = message.values()
+        if event := self._changed.get(path):
             event.set()
 
     async def _job(self, member: str, signature: str, unit: str, *body: object) -> str:
@@ -174,7 +196,7 @@ class Systemd:
         """What the service reads (StandardInputData=); nothing if it is not loaded."""
         try:
             (path,) = await self._call(MANAGER, "GetUnit", "s", service)
-            return bytes(await self._get(path, SERVICE, "StandardInputData"))
+            return bytes(await self._get(path, SERVICE, "StandardInputData", "ay"))
         except BusError:
             return b""
 
@@ -187,7 +209,7 @@ class Systemd:
         await self.settled(scope)
         try:
             (path,) = await self._call(MANAGER, "GetUnit", "s", scope)
-            result = await self._get(path, "org.freedesktop.systemd1.Scope", "Result")
+            result = await self._get(path, "org.freedesktop.systemd1.Scope", "Result", "s")
         except BusError:  # systemd has forgotten it already: it did not fail
             return "success"
         await self.reset_failed(scope)
@@ -221,14 +243,15 @@ class Systemd:
         """How a service has ended: its Result (org.freedesktop.systemd1(5)), and the main process, 0 if it had none."""
         try:
             (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
-            return str(await self._get(path, SERVICE, "Result")), int(await self._get(path, SERVICE, "ExecMainPID"))
+            result = await self._get(path, SERVICE, "Result", "s")
+            return str(result), int(await self._get(path, SERVICE, "ExecMainPID", "u"))
         except BusError:  # systemd has forgotten it already: it did not fail
             return "success", 0
 
     async def invocation_id(self, unit: str) -> str:
         """The unit's invocation ID as 32 hexadecimal digits."""
         (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
-        return bytes(await self._get(path, UNIT, "InvocationID")).hex()
+        return bytes(await self._get(path, UNIT, "InvocationID", "ay")).hex()
 
     async def state(self, unit: str) -> str:
         """The unit's ActiveState; a unit that is not loaded is inactive."""
@@ -239,12 +262,12 @@ class Systemd:
         return await self._state(path)
 
     async def _state(self, path: str) -> str:
-        return str(await self._get(path, UNIT, "ActiveState"))
+        return str(await self._get(path, UNIT, "ActiveState", "s"))
 
     async def restarts(self, unit: str) -> int:
         """How often in a row systemd has started the unit again by Restart=."""
         (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
-        return int(await self._get(path, SERVICE, "NRestarts"))
+        return int(await self._get(path, SERVICE, "NRestarts", "u"))
 
     async def reload(self) -> None:
         """Have the generators run again (daemon-reload)."""
@@ -258,12 +281,12 @@ class Systemd:
         except BusError:
             return
         rules = (
-            f"type='signal',interface='{PROPERTIES}',member='PropertiesChanged',path='{path}'",
-            f"type='signal',interface='{MANAGER[2]}',member='UnitNew',arg1path='{path}'",
+            f"type='signal',sender='{MANAGER[0]}',interface='{PROPERTIES}',member='PropertiesChanged',path='{path}'",
+            f"type='signal',sender='{MANAGER[0]}',interface='{MANAGER[2]}',member='UnitNew',arg1path='{path}'",
         )
         changed = self._changed.setdefault(path, asyncio.Event())
         for rule in rules:
-            await self._bus.call(DBUS, "AddMatch", "s", rule)
+            await self._bus.add_match(rule)
         try:
             while True:
                 changed.clear()
@@ -276,12 +299,14 @@ class Systemd:
             self._changed.pop(path, None)
             with contextlib.suppress(BusError):  # it has gone, and the matches with it
                 for rule in rules:
-                    await self._bus.call(DBUS, "RemoveMatch", "s", rule)
+                    await self._bus.remove_match(rule)
 
     async def register_machine(self, name: str, uuid: bytes, pid: int, ifindexes: list[int]) -> None:
         """Show the guest in ``machinectl list``, where systemd-machined runs; it is never started for this."""
-        (running,) = await self._bus.call(DBUS, "NameHasOwner", "s", MACHINED[0])
+        (running,) = await self._bus.call(DBUS, "NameHasOwner", "s", MACHINED[0], returns="b")
         if running:
             await self._bus.call(
-                MACHINED, "RegisterMachineWithNetwork", "sayssusai", name, uuid, "kvmd", "vm", pid, "", ifindexes
+                *(MACHINED, "RegisterMachineWithNetwork", "sayssusai"),
+                *(name, uuid, "kvmd", "vm", pid, "", ifindexes),
+                returns="o",
             )

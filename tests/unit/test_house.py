@@ -89,7 +89,7 @@ FILES = {
 
 
 # Libraries that one room knows, so that another one there is a change of that room.
-KNOWN_TO = {"dbus_next": "systemd.sysbus", "pyroute2": "network.kernel.codec", "tomli": "config.toml_lines"}
+KNOWN_TO = {"dbus_next": "systemd.message", "pyroute2": "network.kernel.codec", "tomli": "config.toml_lines"}
 
 
 @dataclass(frozen=True)

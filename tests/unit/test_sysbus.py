@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.aio.message_bus import MessageBus
 from dbus_next.message import Message
 
 from kvmd.errors import Unavailable
@@ -54,6 +53,10 @@ class FrailBus:
         else:
             writer.close()
 
+    async def connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        pair: tuple[asyncio.StreamReader, asyncio.StreamWriter] = await self._client
+        return pair
+
     async def take(self, count: int) -> list[str]:
         """The members of the client's next messages."""
         reader, writer = await self._client
@@ -71,11 +74,6 @@ class FrailBus:
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'bus'}")
     return tmp_path / "bus"
-
-
-def test_what_is_overridden_is_there() -> None:
-    """Under another name it would be called no more, and the next test would stand still for ever."""
-    assert callable(MessageBus._auth_readline)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -96,6 +94,41 @@ async def test_a_call_after_it_was_lost(address: Path) -> None:
         with pytest.raises(BusError) as caught:
             await bus.call(DBUS, "GetId")
         assert caught.value.name == DISCONNECTED
+
+
+async def test_an_answer_that_does_not_come(address: Path) -> None:
+    """It is waited for so long, and takes up room until it comes: the bus counts it, too."""
+    room = asyncio.Semaphore(1)
+    async with FrailBus(address, 3, stays=True), asyncio.timeout(5), SystemBus() as bus:
+        for _ in range(2):
+            with pytest.raises(BusError, match=r"org\.silent has not answered Ask within 0\.1 s"):
+                await bus.call(("org.silent", "/", "org.silent"), "Ask", patience=0.1, room=room)
+            assert room.locked()
+
+
+async def test_signals_of_others_and_of_another_shape(address: Path) -> None:
+    """Only those of the very sender, and of the signature that was asked for, are heard."""
+    heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    async with FrailBus(address, 3, stays=True) as frail, asyncio.timeout(5), SystemBus() as bus:
+        bus.on_signal(DBUS[0], "org.kvmd1.Test", "News", "s", lambda message: heard.set_result(message.values()))
+        _reader, writer = await frail.connection()
+        for sender, signature, body in (
+            (":1.66", "s", ["forged"]),
+            (DBUS[0], "u", [7]),
+            (DBUS[0], "", []),
+            (DBUS[0], "s", ["right"]),
+        ):
+            writer.write(signal(sender, signature, body))
+        assert await heard == ["right"]
+
+
+def signal(sender: str, signature: str, body: list[object]) -> bytes:
+    """With its sender, which only the bus writes."""
+    message = Message.new_signal("/", "org.kvmd1.Test", "News", signature, body)
+    message.serial, message.error_name = 1, sender  # the same type, in the place of another field
+    data = message._marshall()
+    field = data.index(sender.encode()) - 8
+    return bytes(data[:field] + b"\7" + data[field + 1 :])
 
 
 async def test_a_bus_that_does_not_read_for_a_while(address: Path) -> None:

@@ -24,7 +24,7 @@ from kvmd.network.firewalls.barriers import (
     tables,
 )
 from kvmd.network.kernel.nftables import STRUCTURE, Changes, Nftables
-from kvmd.systemd.sysbus import BusError, Message, SystemBus
+from kvmd.systemd.sysbus import BusError, SystemBus
 
 BUS_NAME = "org.fedoraproject.FirewallD1"
 ZONES = (BUS_NAME, "/org/fedoraproject/FirewallD1", f"{BUS_NAME}.zone")
@@ -152,11 +152,11 @@ class _Firewalld:
         self.trouble = ""
 
     async def begin(self) -> None:
-        def started(message: Message) -> None:
-            if message.body[0] == BUS_NAME and message.body[2] and self._wanted:
+        def started(owner: str) -> None:
+            if owner and self._wanted:
                 self._ask()
 
-        await self._bus.subscribe("org.freedesktop.DBus", "NameOwnerChanged", started, f",arg0='{BUS_NAME}'")
+        await self._bus.watch(BUS_NAME, started)
 
     async def close(self) -> None:
         if self._task:
@@ -184,7 +184,7 @@ class _Firewalld:
             settled = self._wanted
             self.trouble = ""
             try:
-                (present,) = await self._bus.call(ZONES, "getInterfaces", "s", ZONE)
+                (present,) = await self._bus.call(ZONES, "getInterfaces", "s", ZONE, returns="as")
             except BusError as error:
                 hint = f" (it learns of zone {ZONE} by: firewall-cmd --reload)" if "INVALID_ZONE" in str(error) else ""
                 self.trouble = f"firewalld: {error}{hint}" if settled else ""
@@ -204,7 +204,7 @@ class _Firewalld:
 
     async def _move(self, member: str, tap: str) -> bool:
         try:
-            await self._bus.call(ZONES, member, "ss", ZONE, tap)
+            await self._bus.call(ZONES, member, "ss", ZONE, tap, returns="s")
         except BusError as error:
             self.trouble = f"firewalld: {error}"
             return False
