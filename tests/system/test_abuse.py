@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lab
 import pytest
 from lab import rom
 
@@ -172,3 +173,137 @@ def test_a_long_log(abused: Abused) -> None:
     print(len(lines), "lines;", abused.end(clock))
     assert 200 < sum(map(len, lines)) / 16_000 < 263
     assert abused.daemon()["PID"] == before["PID"]
+
+
+# --- a daemon that does not answer --------------------------------------------------------------------------------
+
+
+def last_words(host: lab.Host, name: str) -> tuple[str, float]:
+    """What a guest whom no daemon listens to says last as its unit stops, and how many seconds that takes."""
+    script = 'exec 3<>"/run/kvmd/$1/serial.out"; systemctl stop "kvmd@$1"; timeout 1 cat <&3'
+    begin = time.monotonic()
+    return host.run("sh", "-c", script, "sh", name, check=False).stdout.splitlines()[-1], time.monotonic() - begin - 1
+
+
+def test_a_guest_is_stopped_beside_a_frozen_daemon(abused: Abused) -> None:
+    host = abused.host
+    host.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", "kvmd")
+    try:
+        said, seconds = last_words(host, "steady")
+    finally:
+        host.run("systemctl", "kill", "--signal=CONT", "--kill-whom=main", "kvmd")
+    print(f"stopped in {seconds:.1f} s")
+    assert said == rom.FAREWELL
+    assert seconds < 10
+    assert abused.active("steady") == "inactive"
+
+
+def test_a_guest_is_stopped_beside_a_daemon_that_does_not_start(abused: Abused) -> None:
+    host, drop_in = abused.host, "/run/systemd/system/kvmd.service.d/broken.conf"
+    host.write(drop_in, "[Service]\nExecStart=\nExecStart=/bin/false\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "kvmd", check=False)
+    try:
+        said, seconds = last_words(host, "steady")
+    finally:
+        host.run("rm", drop_in)
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "restart", "kvmd")
+    print(f"stopped in {seconds:.1f} s")
+    assert said == rom.FAREWELL
+    assert seconds < 10
+
+
+@pytest.mark.complaints("did not power off within 8 s")
+def test_the_button_is_pressed_for_nothing_beside_a_daemon_that_waits(abused: Abused) -> None:
+    """For a guest that ignores it: the daemon cuts its power, and the helper asked QEMU for nothing."""
+    host, since = abused.host, abused.host.cursor()
+    host.write("/var/lib/kvmd/rom", rom.steady(deaf=True))
+    abused.write("victim", GUEST.replace("20s", "8s"))
+    abused.start("victim", ready=False)
+    host.run("mv", "/run/kvmd/victim/qmp.spare", "/run/kvmd/victim/qmp.elsewhere")
+    host.run("systemctl", "stop", "kvmd@victim")
+    host.wait_journal("KVMD_GUEST=victim", message="did not power off within 8 s", since=since)
+    assert abused.get("victim", "Result") == "timeout"
+    assert not [entry for entry in host.journal(since=since) if "cannot reach QEMU" in entry.get("MESSAGE", "")]
+
+
+@pytest.mark.complaints("QEMU was killed or crashed")
+@pytest.mark.parametrize("daemon", ["none", "frozen"])
+def test_a_qemu_that_does_nothing_is_killed(abused: Abused, daemon: str) -> None:
+    """Stopped, it would end by no SIGTERM, and systemd would wait for it for ever."""
+    host, since = abused.host, abused.host.cursor()
+    abused.write("victim", GUEST.replace("20s", "3s"))
+    abused.start("victim", ready=False)
+    host.run("kill", "-STOP", str(abused.get("victim", "PID")))
+    if daemon == "none":
+        host.run("systemctl", "stop", "kvmd")
+    else:
+        host.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", "kvmd")
+    begin = time.monotonic()
+    host.run("systemctl", "stop", "kvmd@victim")
+    seconds = time.monotonic() - begin
+    if daemon == "none":
+        host.run("systemctl", "start", "kvmd")
+    else:
+        host.run("systemctl", "kill", "--signal=CONT", "--kill-whom=main", "kvmd")
+    print(f"killed in {seconds:.1f} s")
+    assert seconds < 20
+    host.wait_journal("_COMM=kvmd-stop", message="QEMU of victim does not end: it is killed", since=since)
+
+
+MONITOR = """
+import os, socket, sys, time
+os.makedirs("/run/kvmd/fake", exist_ok=True)
+open("/run/kvmd/fake/stop_timeout", "w").write("3")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/run/kvmd/fake/qmp.spare")
+listener.listen(100)
+print("listens", flush=True)
+connections = []
+while True:
+    connections.append(listener.accept()[0])
+    try:
+        for _ in range(1000):
+            if sys.argv[1] == "trickles":
+                time.sleep(0.1)
+            if sys.argv[1] != "says nothing":
+                connections[-1].sendall(b"{" * (1 if sys.argv[1] == "trickles" else 1 << 16))
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("monitor", ["says nothing", "trickles", "floods"])
+def test_a_monitor_that_is_none_holds_up_no_stop(abused: Abused, monitor: str) -> None:
+    host = abused.host
+    fake = host.popen("python3", "-c", MONITOR, monitor)
+    assert fake.stdout
+    assert fake.stdout.readline() == "listens\n"
+    script = "sleep infinity & MAINPID=$! /usr/libexec/kvmd/kvmd-stop fake; kill -0 $!"
+    begin = time.monotonic()
+    done = host.run("sh", "-c", script, check=False)
+    fake.kill()
+    host.run("rm", "-r", "/run/kvmd/fake")
+    print(f"{monitor}: {time.monotonic() - begin:.1f} s")
+    assert "QEMU of fake does not end: it is killed" in done.stderr
+    assert time.monotonic() - begin < 20
+
+
+def test_the_host_is_shut_down_beside_a_frozen_daemon(deb: Path) -> None:
+    """Its guest hears the power button: its stop_timeout is far away."""
+    with lab.Host("bookworm", deb, name="frozen") as host:
+        host.write("/var/lib/kvmd/rom", rom.steady())
+        host.write("/etc/kvmd/steady.toml", GUEST.replace("20s", "100s"))
+        host.run("busctl", "call", "org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager", "Reload")
+        host.run("systemctl", "start", "kvmd@steady")
+        host.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", "kvmd")
+        begin = time.monotonic()
+        host.poweroff()
+        seconds = time.monotonic() - begin
+        journal = host.directory / "root/var/log/journal"
+        command = ["journalctl", f"--directory={journal}", "-o", "cat", "-q"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    print(f"off in {seconds:.1f} s")
+    assert seconds < 30
+    assert not [line for line in lines if "is killed" in line or "Killing process" in line]
