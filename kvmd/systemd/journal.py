@@ -18,6 +18,7 @@ from typing import Any
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
 BACKLOG = 1000
+SYNCHRONIZE = 10.0  # seconds
 
 # Anybody may log with any field but those that journald adds. Not _SYSTEMD_UNIT=: it cannot look up a dead process.
 WRITTEN_BY_ROOT = {"_UID": "0"}
@@ -126,9 +127,17 @@ class Journal:
 
 
 async def synchronize() -> None:
-    """Returns when journald has written all it was sent (journalctl --sync), so that ``last`` sees it."""
+    """Returns when journald has written all it was sent (journalctl --sync), so that ``newest_first`` sees it.
+
+    Or after a while, when it does not: then a line may be logged twice.
+    """
     process = await asyncio.create_subprocess_exec("journalctl", "--sync", stderr=asyncio.subprocess.DEVNULL)
-    await process.wait()
+    try:
+        async with asyncio.timeout(SYNCHRONIZE):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def newest_first(**matches: str) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,7 @@ __all__ = [
     "DISCONNECTED",
     "INVALID_ARGS",
     "LIMITS_EXCEEDED",
+    "TIMEOUT",
     "BusError",
     "Incoming",
     "Message",

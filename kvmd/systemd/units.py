@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvmd.errors import StartFailed
-from kvmd.systemd.sysbus import DBUS, INVALID_ARGS, BusError, Incoming, SystemBus, Variant
+from kvmd.systemd.sysbus import DBUS, DISCONNECTED, INVALID_ARGS, TIMEOUT, BusError, Incoming, SystemBus, Variant
 
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 MACHINED = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")
@@ -153,7 +153,12 @@ class Systemd:
         return job.result() if done else UNKNOWN
 
     async def _has_job(self, path: str) -> bool:
-        (jobs,) = await self._call(MANAGER, "ListJobs")
+        try:
+            (jobs,) = await self._call(MANAGER, "ListJobs")
+        except BusError as error:
+            if error.name != TIMEOUT:
+                raise
+            return True  # as far as anybody knows
         return any(job[4] == path for job in jobs)
 
     async def start_unit(self, unit: str) -> str:
@@ -207,13 +212,12 @@ class Systemd:
     async def scope_result(self, scope: str) -> str:
         """How a scope that has ended did: ``success``, ``oom-kill``, ``timeout`` … (Result of systemd.scope(5))."""
         await self.settled(scope)
-        try:
+        with _gone_is_no_error():
             (path,) = await self._call(MANAGER, "GetUnit", "s", scope)
             result = await self._get(path, "org.freedesktop.systemd1.Scope", "Result", "s")
-        except BusError:  # systemd has forgotten it already: it did not fail
-            return "success"
-        await self.reset_failed(scope)
-        return str(result)
+            await self.reset_failed(scope)
+            return str(result)
+        return "success"  # systemd has forgotten it already: it did not fail
 
     async def clear_scope(self, scope: str) -> None:
         """SIGKILL for every process of the scope; returns once it is gone."""
@@ -241,12 +245,11 @@ class Systemd:
 
     async def service_result(self, unit: str) -> tuple[str, int]:
         """How a service has ended: its Result (org.freedesktop.systemd1(5)), and the main process, 0 if it had none."""
-        try:
+        with _gone_is_no_error():
             (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
             result = await self._get(path, SERVICE, "Result", "s")
             return str(result), int(await self._get(path, SERVICE, "ExecMainPID", "u"))
-        except BusError:  # systemd has forgotten it already: it did not fail
-            return "success", 0
+        return "success", 0  # systemd has forgotten it already: it did not fail
 
     async def invocation_id(self, unit: str) -> str:
         """The unit's invocation ID as 32 hexadecimal digits."""
@@ -254,12 +257,11 @@ class Systemd:
         return bytes(await self._get(path, UNIT, "InvocationID", "ay")).hex()
 
     async def state(self, unit: str) -> str:
-        """The unit's ActiveState; a unit that is not loaded is inactive."""
-        try:
+        """The unit's ActiveState; one that is not loaded is inactive. Raises ``BusError`` if systemd does not say."""
+        with _gone_is_no_error():
             (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
-        except BusError:
-            return "inactive"
-        return await self._state(path)
+            return await self._state(path)
+        return "inactive"
 
     async def _state(self, path: str) -> str:
         return str(await self._get(path, UNIT, "ActiveState", "s"))
@@ -276,9 +278,10 @@ class Systemd:
 
     async def settled(self, unit: str) -> None:
         """Returns once PID 1 no longer holds the unit for active or stopping."""
-        try:
+        path = ""
+        with _gone_is_no_error():
             (path,) = await self._call(MANAGER, "GetUnit", "s", unit)
-        except BusError:
+        if not path:
             return
         rules = (
             f"type='signal',sender='{MANAGER[0]}',interface='{PROPERTIES}',member='PropertiesChanged',path='{path}'",
@@ -290,8 +293,12 @@ class Systemd:
         try:
             while True:
                 changed.clear()
-                if await self._state(path) not in ("active", "deactivating"):
-                    return
+                try:
+                    if await self._state(path) not in ("active", "deactivating"):
+                        return
+                except BusError as error:
+                    if error.name != TIMEOUT:
+                        raise
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK):
                         await changed.wait()
@@ -310,3 +317,13 @@ class Systemd:
                 *(name, uuid, "kvmd", "vm", pid, "", ifindexes),
                 returns="o",
             )
+
+
+@contextlib.contextmanager
+def _gone_is_no_error() -> Iterator[None]:
+    """For a unit that may have been forgotten. That systemd does not answer is an error all the same."""
+    try:
+        yield
+    except BusError as error:
+        if error.name in (TIMEOUT, DISCONNECTED):
+            raise
