@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -16,7 +17,7 @@ from kvmd.systemd.journal import log
 from kvmd.systemd.message import Unreadable, error_reply, reply
 from kvmd.systemd.polkit import CONSOLE, MANAGE, Polkit
 from kvmd.systemd.scope import escape
-from kvmd.systemd.sysbus import BusError, Incoming, Message, SystemBus, Variant
+from kvmd.systemd.sysbus import LIMITS_EXCEEDED, BusError, Incoming, Message, SystemBus, Variant
 
 NAME = "org.kvmd1"
 ROOT = "/org/kvmd1"
@@ -197,6 +198,10 @@ class Service:
         except KvmdError as error:
             self._refuse(call, error.name if isinstance(error, BusError) else error.dbus_name, str(error))
         except Exception as error:  # noqa: BLE001 - a defect of ours: a line for us, a sentence for the caller
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                text = f"{call.member} failed: kvmd has no file descriptor left (raise LimitNOFILE= of kvmd.service)"
+                self._refuse(call, LIMITS_EXCEEDED, text)
+                return
             where = error.__traceback__
             while where and where.tb_next:
                 where = where.tb_next

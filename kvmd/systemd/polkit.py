@@ -52,8 +52,10 @@ class Polkit:
     async def _ask(self, call: Incoming, uid: int, action: str) -> tuple[bool, bool]:
         """Have polkit ask a person, who may take their time; where the caller leaves the bus it gives that up."""
         of_user = self._of_user.setdefault(uid, asyncio.Semaphore(PEOPLE_OF_USER))
-        if of_user.locked() or self._people.locked():
+        if of_user.locked():
             raise AccessDenied(f"{call.member} refused: too many of your calls wait for polkit (answer it, or cancel)")
+        if self._people.locked():
+            raise AccessDenied(f"{call.member} refused: too many users' calls wait for polkit (try sudo, or later)")
         cancellation = f"kvmd-{next(self._cancellations)}"
         async with of_user:
             try:

@@ -289,7 +289,8 @@ class Systemd:
         )
         changed = self._changed.setdefault(path, asyncio.Event())
         for rule in rules:
-            await self._bus.add_match(rule)
+            with contextlib.suppress(BusError):  # the bus holds 512 of ours; then the next look shows it
+                await self._bus.add_match(rule)
         try:
             while True:
                 changed.clear()
@@ -304,8 +305,8 @@ class Systemd:
                         await changed.wait()
         finally:
             self._changed.pop(path, None)
-            with contextlib.suppress(BusError):  # it has gone, and the matches with it
-                for rule in rules:
+            for rule in rules:
+                with contextlib.suppress(BusError):  # it has gone, and the matches with it
                     await self._bus.remove_match(rule)
 
     async def register_machine(self, name: str, uuid: bytes, pid: int, ifindexes: list[int]) -> None:

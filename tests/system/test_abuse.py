@@ -91,6 +91,19 @@ def test_descriptors(abused: Abused) -> None:
     assert abused.daemon()["descriptors"] <= before + 2
 
 
+def test_no_descriptor_left(abused: Abused) -> None:
+    """It says so, and goes on."""
+    host, daemon = abused.host, abused.daemon()
+    limit = ("prlimit", f"--pid={daemon['PID']}")
+    before = host.run(*limit, "--noheadings", "--output=SOFT", "--nofile").stdout.strip()
+    host.run(*limit, f"--nofile={daemon['descriptors']}:")
+    call = ("org.kvmd1", abused.path("steady"), "org.kvmd1.Guest", "ReadLog", "t", "5")
+    said = abused._busctl("call", *call, check=False).stderr
+    host.run(*limit, f"--nofile={before}:")
+    assert "kvmd has no file descriptor left (raise LimitNOFILE= of kvmd.service)" in said
+    assert abused.read_log("steady", 1)
+
+
 @pytest.mark.parametrize(("verb", "count"), [("octets", 30), ("variants", 3)])
 def test_messages_of_31_mib(abused: Abused, verb: str, count: int) -> None:
     said, times = abused.beside(verb, count, 5)

@@ -12,6 +12,7 @@ from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.message import Message
 
 from kvmd.errors import Unavailable
+from kvmd.systemd import units
 from kvmd.systemd.sysbus import DBUS, DISCONNECTED, BusError, SystemBus
 
 GUID = "0123456789abcdef0123456789abcdef"
@@ -104,6 +105,16 @@ async def test_an_answer_that_does_not_come(address: Path) -> None:
             with pytest.raises(BusError, match=r"org\.silent has not answered Ask within 0\.1 s"):
                 await bus.call(("org.silent", "/", "org.silent"), "Ask", patience=0.1, room=room)
             assert room.locked()
+
+
+async def test_a_systemd_that_does_not_answer(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has not said that a unit is inactive, or that a scope ended well."""
+    monkeypatch.setattr(units, "PATIENCE", 0.05)
+    async with FrailBus(address, 3, stays=True), asyncio.timeout(5), SystemBus() as bus:
+        systemd = units.Systemd(bus)
+        for ask in (systemd.state, systemd.scope_result, systemd.service_result, systemd.settled):
+            with pytest.raises(BusError, match="has not answered GetUnit"):
+                await ask("x.scope")
 
 
 async def test_signals_of_others_and_of_another_shape(address: Path) -> None:
