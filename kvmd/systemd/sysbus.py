@@ -305,8 +305,9 @@ class SystemBus:
                 self._refusing = asyncio.create_task(self._refuse(), name="refusals")
 
     async def _refuse(self) -> None:
+        """A few at a time, and the next when these have left: other answers go between."""
         while self._refusals:
-            for _ in range(min(REFUSALS, len(self._refusals))):
-                self.send(error_reply(*self._refusals.popleft()))
+            some = [self._refusals.popleft() for _ in range(min(REFUSALS, len(self._refusals)))]
+            await asyncio.wait([self.send(error_reply(*refusal)) for refusal in some])
             await asyncio.sleep(0)
         self._refusing = None
