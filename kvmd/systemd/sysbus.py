@@ -184,13 +184,17 @@ class SystemBus:
             raise BusError(TIMEOUT, f"{destination} has not answered {member} within {patience:g} s") from error
         except (OSError, EOFError) as error:
             raise BusError(DISCONNECTED, f"the system bus went away: {error}") from error
-        if answer.kind == ERROR:
-            text = answer.values()[0] if answer.signature == "s" and answer.body_length <= QUICK else answer.error_name
-            raise BusError(answer.error_name, text)
-        if answer.signature != returns:
-            raise BusError(INVALID_ARGS, f"{destination} answers {member} by {answer.signature!r}, not by {returns!r}")
         quick = answer.body_length <= QUICK
-        return tuple(answer.values() if quick else await asyncio.to_thread(answer.values))
+        try:
+            if answer.kind == ERROR:
+                told = answer.values()[0] if quick and answer.signature == "s" else answer.error_name
+                raise BusError(answer.error_name, told)
+            if answer.signature != returns:
+                text = f"{destination} answers {member} by {answer.signature!r}, not by {returns!r}"
+                raise BusError(INVALID_ARGS, text)
+            return tuple(answer.values() if quick else await asyncio.to_thread(answer.values))
+        except Unreadable as error:
+            raise BusError(INVALID_ARGS, f"{destination}: {error}") from error
 
     def post(self, target: tuple[str, str, str], member: str, signature: str, *body: object) -> None:
         """Call a method, and wait for no answer."""
