@@ -68,7 +68,8 @@ class Cdrom:
 class Nic:
     """``[[network]]``: one network interface of the guest and its tap on the host.
 
-    ``uplink`` None means the interface of the default route, chosen when it is needed.
+    ``uplink`` None means the interface of the default route, chosen when it is needed. ``kin``: addresses and prefixes
+    of the guest's other interfaces.
     """
 
     tap: str
@@ -78,6 +79,7 @@ class Nic:
     routes: tuple[Network, ...] = ()
     model: str = "virtio"
     configure: bool = False
+    kin: tuple[Address | Network, ...] = ()
 
     @property
     def families(self) -> frozenset[int]:

@@ -11,8 +11,9 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -255,7 +256,7 @@ def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:
         boot=Boot(**_given(values["boot"])),
         disks=tuple(Disk(**{"path": Path(), **_given(disk)}) for disk in values["disk"]),
         cdroms=tuple(Cdrom(**{"path": Path(), **_given(cdrom)}) for cdrom in values["cdrom"]),
-        nics=tuple(_nic(name, position, _given(nic), host) for position, nic in enumerate(values["network"])),
+        nics=_related(_nic(name, position, _given(nic), host) for position, nic in enumerate(values["network"])),
         serial=Serial(**_given(values["serial"])),
         vsock=Vsock(**_given(values["vsock"])),
         limits=_given(values["limits"]),
@@ -276,6 +277,12 @@ def _nic(name: str, position: int, values: dict[str, Any], host: HostIds) -> Nic
         routes=values.pop("route", ()),
         **values,
     )
+
+
+def _related(nics: Iterable[Nic]) -> tuple[Nic, ...]:
+    """Of one guest: each knows what the others have."""
+    given = [(nic, (*nic.addresses, *nic.routes)) for nic in nics]
+    return tuple(replace(nic, kin=tuple(chain(*(has for other, has in given if other is not nic)))) for nic, _ in given)
 
 
 def derived_tap(name: str, position: int) -> str:

@@ -1,17 +1,21 @@
 """What a guest may not send: packets from another MAC, IPv4 or IPv6 address, router advertisements, DHCP offers; and
 packets to hundreds of LAN addresses a second, each of which would cost the host an entry of its neighbour table.
 
-One nftables table, ``inet kvmd``, checked before routing: the same rules for all, over sets of who may be what. Frames
-that are no IP end at the host anyway, as do IPv6 packets from link-local addresses: nothing is bridged. The table is
-there while guests run, and made anew if somebody else flushes it.
+And what nobody else may: packets from a guest's address that come in by another way than its own tap reach neither this
+host nor other guests. They do reach that guest, which may have sent them by one of its uplinks to another.
+
+One nftables table, ``inet kvmd``, the same rules for all, over sets of who may be what: guests are checked before
+routing, others once it is known where they go. Frames that are no IP end at the host anyway, as do IPv6 packets from
+link-local addresses: nothing is bridged. The table is there while guests run, made anew if somebody else flushes it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
-from kvmd.guest import Network, Nic
+from kvmd.guest import Address, Network, Nic
 from kvmd.network.kernel.nftables import DELETIONS, GENERATION, Changes, Nftables
 
 NAME = "kvmd"
@@ -19,6 +23,9 @@ TABLE = f"inet {NAME}"
 
 # Added before it is deleted: so it is no error where there is none.
 NOTHING = f"add table {TABLE}\ndelete table {TABLE}\n"
+
+# Within a guest's prefix the host may know others by a longer one: what comes in by the way that leads back is theirs.
+ASTRAY = "fib saddr . iif oif missing"
 
 # An entry nobody answers for stays incomplete for 3 s and cannot be reclaimed for 5 (net/core/neighbour.c,
 # neigh_forced_gc); gc_thresh3 is 1,024 by default. One guest gets at most 200 of them.
@@ -31,6 +38,14 @@ _TABLE = f"""{NOTHING}table {TABLE} {{
   set own6 {{ type ifname . ipv6_addr; }}
   set behind4 {{ type ifname . ipv4_addr; flags interval; }}
   set behind6 {{ type ifname . ipv6_addr; flags interval; }}
+  set kin4 {{ type ifname . ipv4_addr; }}
+  set kin6 {{ type ifname . ipv6_addr; }}
+  set behindkin4 {{ type ifname . ipv4_addr; flags interval; }}
+  set behindkin6 {{ type ifname . ipv6_addr; flags interval; }}
+  set taken4 {{ type ipv4_addr; }}
+  set taken6 {{ type ipv6_addr; }}
+  set routed4 {{ type ipv4_addr; flags interval; }}
+  set routed6 {{ type ipv6_addr; flags interval; }}
   set lan4 {{ type ipv4_addr; flags interval; }}
   set lan6 {{ type ipv6_addr; flags interval; }}
   set talks4 {{ type ifname . ipv4_addr; flags dynamic, timeout; timeout 10s; size 65535; }}
@@ -60,12 +75,34 @@ _TABLE = f"""{NOTHING}table {TABLE} {{
     ip6 daddr != @lan6 accept
     counter drop
   }}
+  chain stranger {{
+    ip saddr @taken4 goto pretender
+    ip6 saddr @taken6 goto pretender
+    ip saddr @routed4 {ASTRAY} goto pretender
+    ip6 saddr @routed6 {ASTRAY} goto pretender
+  }}
+  chain pretender {{
+    oifname . ip saddr @own4 return
+    oifname . ip6 saddr @own6 return
+    oifname . ip saddr @behind4 return
+    oifname . ip6 saddr @behind6 return
+    oifname . ip saddr @kin4 return
+    oifname . ip6 saddr @kin6 return
+    oifname . ip saddr @behindkin4 return
+    oifname . ip6 saddr @behindkin6 return
+    counter drop
+  }}
   chain prerouting {{
     type filter hook prerouting priority raw - 10; policy accept;
     iifname @guests goto guest
   }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname != @guests goto stranger
+  }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    iifname != @guests jump stranger
     oifname @guests ip saddr @lan4 update @talks4 {{ oifname . ip saddr }}
     oifname @guests ip6 saddr @lan6 update @talks6 {{ oifname . ip6 saddr }}
   }}
@@ -74,24 +111,77 @@ _TABLE = f"""{NOTHING}table {TABLE} {{
 
 
 def elements(action: str, nic: Nic) -> str:
-    """Commands for nft(8): ``add`` or ``delete`` what ``nic`` may send as.
+    """Commands for nft(8): ``add`` or ``delete`` what ``nic`` may send as, and what it may get back by another way.
 
     Prefixes are apart from addresses: the more a set of intervals holds, the longer takes each change of it.
     """
-    four = collapse_addresses(item for item in nic.routes if isinstance(item, IPv4Network))
-    six = collapse_addresses(item for item in nic.routes if isinstance(item, IPv6Network))
     sets: dict[str, Iterable[object]] = {
         "macs": [nic.mac],
-        "own4": [address for address in nic.addresses if address.version == 4],
-        "own6": [address for address in nic.addresses if address.version == 6],
-        "behind4": four,  # collapsed: nft refuses one that another one holds
-        "behind6": six,
+        **_by_version("own", nic.addresses),
+        **_by_version("behind", _outermost(nic.routes)),
+        **_by_version("kin", (item for item in nic.kin if isinstance(item, Address))),
+        **_by_version("behindkin", _outermost(item for item in nic.kin if isinstance(item, Network))),
     }
     text = f'{action} element {TABLE} guests {{ "{nic.tap}" }}\n'
     for name, items in sets.items():
         if listed := ", ".join(f'"{nic.tap}" . {item}' for item in items):
             text += f"{action} element {TABLE} {name} {{ {listed} }}\n"
     return text
+
+
+def _by_version(name: str, items: Iterable[Address | Network]) -> dict[str, list[Address | Network]]:
+    given = list(items)
+    return {f"{name}{version}": [item for item in given if item.version == version] for version in (4, 6)}
+
+
+def _outermost(prefixes: Iterable[Network]) -> list[Network]:
+    """Without those that another one holds, which nft refuses; neighbours are not merged, so that one can go alone."""
+    found: list[Network] = []
+    for prefix in sorted(prefixes, key=_place):
+        if not found or prefix.network_address not in found[-1]:
+            found.append(prefix)
+    return found
+
+
+def _place(prefix: Network) -> tuple[int, int, int]:
+    """Where it stands among others: what holds it comes before it."""
+    return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
+class _Taken:
+    """The addresses and prefixes of all guests, counted: while files change, two that run may have the same."""
+
+    def __init__(self) -> None:
+        self._addresses: Counter[Address] = Counter()
+        self._prefixes: Counter[Network] = Counter()
+
+    def change(self, gone: Iterable[Nic], new: Iterable[Nic]) -> str:
+        """Commands for nft(8) of what is no longer taken, and what is now."""
+        addresses: Counter[Address] = Counter(address for nic in new for address in nic.addresses)
+        addresses.subtract(address for nic in gone for address in nic.addresses)
+        prefixes: Counter[Network] = Counter(prefix for nic in new for prefix in nic.routes)
+        prefixes.subtract(prefix for nic in gone for prefix in nic.routes)
+        before = self._among(addresses, prefixes)
+        self._addresses.update(addresses)
+        self._prefixes.update(prefixes)
+        after = self._among(addresses, prefixes)
+        text = ""
+        for action, items in (("delete", before - after), ("add", after - before)):
+            sets = {
+                **_by_version("taken", (item for item in items if isinstance(item, Address))),
+                **_by_version("routed", (item for item in items if isinstance(item, Network))),
+            }
+            for name, each in sets.items():
+                if listed := ", ".join(map(str, each)):
+                    text += f"{action} element {TABLE} {name} {{ {listed} }}\n"
+        return text
+
+    def _among(self, addresses: Iterable[Address], prefixes: Collection[Network]) -> set[Address | Network]:
+        """What is taken of these addresses; and of all prefixes, where there is one of these."""
+        return {
+            *(address for address in addresses if self._addresses[address]),
+            *_outermost(prefix for prefix, count in self._prefixes.items() if count and prefixes),
+        }
 
 
 def neighbourhood(prefixes: Collection[Network]) -> str:
@@ -133,6 +223,7 @@ class Firewall:
         self._missing = False
         self._applied: dict[str, Nic] | None = None  # by tap; None: not known
         self._lans: frozenset[Network] = frozenset()
+        self._taken = _Taken()
         self._nft = Nftables()
         self._changes = Changes(self._heard)
 
@@ -153,10 +244,13 @@ class Firewall:
         if not wanted:
             text = NOTHING
         elif not self._applied:
+            self._taken = _Taken()
             text = _TABLE + "".join(elements("add", nic) for nic in wanted.values()) + neighbourhood(lans)
+            text += self._taken.change((), wanted.values())
         else:
-            text = "".join(elements("delete", nic) for nic in _others(self._applied, wanted))
-            text += "".join(elements("add", nic) for nic in _others(wanted, self._applied))
+            gone, new = _others(self._applied, wanted), _others(wanted, self._applied)
+            text = "".join(elements("delete", nic) for nic in gone) + "".join(elements("add", nic) for nic in new)
+            text += self._taken.change(gone, new)
             text += neighbourhood(lans) if lans != self._lans else ""
         error = self._nft.run(text)
         self._applied, self._lans = None if error else wanted, lans
