@@ -19,7 +19,7 @@ import os
 import termios
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from syslog import LOG_NOTICE
 
@@ -37,6 +37,8 @@ PATIENCE = 10.0  # seconds that journald may let the last lines of a dead guest 
 TAIL = 20  # lines
 PAGE = 4096
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
+
+Hearer = Callable[[Sequence[str]], Awaitable[None]]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -174,15 +176,19 @@ class SerialLog:
         journal: Journal,
         *,
         log: bool,
-        heard: Callable[[str], None] = lambda line: None,
+        heard: Hearer | None = None,
     ) -> None:
-        """``heard`` is called with the text of each line, also where ``log`` is false. Raises ``StartFailed``."""
+        """``heard`` is awaited with each batch of lines before the next is logged, also where ``log`` is false.
+
+        Raises ``StartFailed``.
+        """
         self.spool = Spool(directory / f"{stream}.out", directory / f"{stream}.spool", self._say_held_back)
         self._guest = guest
         self._stream = stream
         self._journal = journal
         self._log = log
         self._heard = heard
+        self._unheard: list[str] = []
         self._header = b""
         self._last_held_back = -QUIET
         self._patience: float | None = None
@@ -267,7 +273,12 @@ class SerialLog:
                         await self._journal.writable()
                 self.spool.done += len(line)
                 self.tail.append(message)
-                self._heard(message)
+                self._unheard.append(message)
+        said, self._unheard = self._unheard, []
+        if self._heard:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience):
+                    await self._heard(said)
         await asyncio.sleep(0)  # journald may be fast enough for this never to wait
 
     def _say_held_back(self, reason: str) -> None:

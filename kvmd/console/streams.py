@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from kvmd.console.reader import Console
-from kvmd.console.serial import SerialLog
+from kvmd.console.serial import Hearer, SerialLog
 from kvmd.errors import StartFailed, Unavailable
 from kvmd.runtime import Runtime
 from kvmd.systemd import fdstore
@@ -22,10 +21,8 @@ LAST_WORDS_OF = re.compile(r"^(sh: \d+: exec|qemu-system-\w+): ")
 class Streams:
     """The two streams of a running guest."""
 
-    def __init__(
-        self, guest: str, runtime: Runtime, journal: Journal, *, log: bool, heard: Callable[[str], None]
-    ) -> None:
-        """``log``, ``heard``: whether serial lines are logged, and what is called with each. Raises ``StartFailed``."""
+    def __init__(self, guest: str, runtime: Runtime, journal: Journal, *, log: bool, heard: Hearer) -> None:
+        """``log``: whether serial lines are logged; ``heard`` as for ``SerialLog``. Raises ``StartFailed``."""
         self._guest = guest
         self._keyboard = runtime.path / "serial.in"
         self._consoles: set[asyncio.Task[None]] = set()

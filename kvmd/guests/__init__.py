@@ -4,7 +4,8 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
 
     room      |   | what lives there                                     | imports
     vsock     |   | a guest's vsock address, and who listens to it       |
-    readiness |   | when a guest is ready: by a line of text, by vsock   | vsock
+    search    |   | a pattern in what a guest prints, by another process |
+    readiness |   | when a guest is ready: by a line of text, by vsock   | vsock search
     handles   |   | what QEMU needs, opened by root: images, taps        | readiness
     nics      |   | one guest's NICs: claimed, told, given up            |
     steering  |   | what is done to a guest that runs, by QMP            |

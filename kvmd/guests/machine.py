@@ -229,10 +229,10 @@ class Machine:
     def _own_runtime(self, undo: AsyncExitStack) -> Streams:
         undo.callback(users.withdraw, self.guest.name)
         undo.callback(self._runtime.remove)
+        undo.callback(self._readiness.close)  # after its last words
         log = self.guest.serial.log
         self._streams = Streams(self.guest.name, self._runtime, self._host.journal, log=log, heard=self._readiness.hear)
         undo.push_async_callback(self._streams.close)
-        undo.callback(self._readiness.close)
         return self._streams
 
     def _own_process(self, undo: AsyncExitStack, process: Process) -> None:

@@ -8,13 +8,17 @@ and the next daemon listens there again; it cannot know whether the guest has sa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from syslog import LOG_WARNING
 
+from kvmd.console.serial import BATCH
 from kvmd.errors import StartFailed, Timeout
 from kvmd.guest import Guest
 from kvmd.guests import vsock
+from kvmd.guests.search import Search
 from kvmd.qemu.argv import Vsock
 from kvmd.qemu.process import Descriptors
 from kvmd.runtime import Runtime
@@ -33,6 +37,11 @@ class Readiness:
         self._held = f"{guest.name}.vsock"
         self._listener: vsock.Listener | None = None
         self._missed = ""  # why the guest may be ready and nobody knows
+        pattern = guest.serial.ready
+        self._search = Search(pattern, self._said, self._give_up) if pattern else None
+        self._recalling: asyncio.Task[None] | None = None
+        self._lost = ""  # why nobody will ever know
+        self._known = asyncio.Event()  # that it is ready, or ``_lost``
         self.ready = asyncio.Event()
 
     async def offer_vsock(self, descriptors: Descriptors) -> Vsock | None:
@@ -53,25 +62,36 @@ class Readiness:
         if self._guest.ready_timeout is None:
             self._become_ready()
 
-    def hear(self, line: str) -> None:
-        """It has printed this."""
-        pattern = self._guest.serial.ready
-        if pattern and not self.ready.is_set() and pattern.search(line):
-            self._said()
+    async def hear(self, lines: Sequence[str]) -> None:
+        """It has printed these; returns once it is known whether they say it."""
+        if self._recalling:
+            await asyncio.wait((self._recalling,))
+        if self._search and not self._search.over:
+            await self._search.of(lines)
 
     async def resume(self, invocation: str) -> None:
-        """It was started by an earlier daemon, in whose time it may have said it, perhaps as its very last line."""
+        """It was started by an earlier daemon, in whose time it may have said it, perhaps as its very last lines."""
         if self._guest.ready_timeout is None or self._runtime.ready():
+            self.close()
             self.ready.set()
+            self._known.set()
         elif self._guest.vsock.ready:
             await self._listen_again()
-        elif newest := next(newest_first(**WRITTEN_BY_ROOT, KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial"), None):
-            self.hear(str(newest["MESSAGE"]))
+        else:
+            self._recalling = asyncio.create_task(self._recall(invocation), name=f"recall {self._guest.name}")
+
+    async def _recall(self, invocation: str) -> None:
+        """Each batch is heard before the next is logged: of the last one, and of the first since, nobody knows."""
+        entries = newest_first(**WRITTEN_BY_ROOT, KVMD_INVOCATION_ID=invocation, KVMD_STREAM="serial")
+        with contextlib.suppress(OSError):
+            newest = await asyncio.to_thread(lambda: list(islice(entries, 2 * BATCH)))
+            if self._search:
+                await self._search.of([str(entry.get("MESSAGE", "")) for entry in reversed(newest)])
 
     async def wait(self, ended: asyncio.Event) -> None:
         """Returns once it is ready. Raises ``StartFailed`` where it has ended before, else ``Timeout``."""
         timeout, pattern, name = self._guest.ready_timeout, self._guest.serial.ready, self._guest.name
-        events = [asyncio.create_task(event.wait()) for event in (self.ready, ended)]
+        events = [asyncio.create_task(event.wait()) for event in (self._known, ended)]
         try:
             await asyncio.wait(events, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -88,10 +108,16 @@ class Readiness:
             wanted = f'it printed no line matching "{pattern.pattern}"'
         if ended.is_set():
             raise StartFailed(f"guest {name} ended before it was ready: {wanted}")
+        if self._lost:
+            raise Timeout(f"guest {name} cannot become ready, its power was cut: {self._lost}")
         raise Timeout(f"guest {name} was not ready within {timeout:g} s, its power was cut: {wanted}")
 
     def close(self) -> None:
-        """Nobody listens over vsock any more."""
+        """Nobody listens any more."""
+        if self._search:
+            self._search.close()
+        if self._recalling:
+            self._recalling.cancel()
         if self._listener:
             self._listener.close()
         if self._guest.vsock.ready:
@@ -117,6 +143,13 @@ class Readiness:
         self._become_ready()
         self.close()
 
+    def _give_up(self, why: str) -> None:
+        pattern, name = self._guest.serial.ready, self._guest.name
+        self._lost = f'nobody looks for serial.ready "{pattern.pattern if pattern else ""}" any more: {why}'
+        self._journal.say(Event.FAILED, f"Guest {name} counts as not ready: {self._lost}", name, LOG_WARNING)
+        self._known.set()
+
     def _become_ready(self) -> None:
         self.ready.set()
+        self._known.set()
         self._changed()

@@ -89,6 +89,33 @@ def test_a_guest_that_is_never_ready(guests: Guests) -> None:
     assert guests.get("late", "Result") == "timeout"
 
 
+@pytest.mark.complaints("counts as not ready", "could not be started")
+def test_a_pattern_that_takes_for_ever(guests: Guests) -> None:
+    """A line of a's, and all it stops is its own guest's start; not the daemon, nor the next one."""
+    guests.linux("evil", extra='[serial]\nready = "(a+)+$"\n')
+    guests.linux("good", extra='[serial]\nready = "^guest: ready"\n')
+    since = guests.host.cursor()
+    guests.host.run("systemctl", "start", "--no-block", "kvmd@evil")
+    guests.wait("evil", "^guest: ready evil", since)
+    guests.type("evil", f"echo {'a' * 60}!", "^a+!$")
+    guests.host.run("pgrep", "--euid=nobody", "-f", "setitimer")
+    guests.start("good")
+    guests.type("good", "echo meanwhile", "^meanwhile$")
+    guests.host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "kvmd")
+    guests.host.wait_journal("KVMD_GUEST=evil", message="was running already", since=since)
+    assert guests.get("good", "Ready") is True
+    assert guests.get("evil", "Ready") is False
+    guests.type("good", "echo and again", "^and again$")
+    guests.host.run("pgrep", "--euid=nobody", "-f", "setitimer")
+    for message in (
+        "not ready: nobody looks for serial.ready .* more than 10 s of CPU time",
+        "is off .timeout.: .* cannot become ready",
+    ):
+        guests.host.wait_journal("KVMD_GUEST=evil", message=message, since=since, timeout=60)
+    assert guests.get("evil", "PID") == 0
+    assert guests.host.run("pgrep", "--euid=nobody", "-f", "setitimer", check=False).returncode == 1
+
+
 @pytest.mark.complaints("Guest phoenix failed")
 def test_restart_on_failure_and_never_after_a_stop(guests: Guests) -> None:
     guests.linux("phoenix", top='restart = "on-failure"')
