@@ -86,7 +86,7 @@ class Machine:
         self._nics = Nics(guest, host.lan, host.dnsmasq)
         self._state = State.STARTING
         self._undo = AsyncExitStack()
-        self._qmp = Qmp(self._on_event)
+        self._qmp = Qmp(self._on_event, self._say_lost)
         self.steering = Steering(self._qmp)
         self._end = ""
         self._timed_out = False
@@ -100,7 +100,8 @@ class Machine:
         self.started = 0
         self.released = asyncio.Event()
         self.closed = asyncio.Event()
-        self._background: set[asyncio.Task[None]] = set()
+        self._boots = False  # anew, and nobody has told dnsmasq yet
+        self._forgetting: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> State:
@@ -208,12 +209,15 @@ class Machine:
         """A QEMU that hangs, or is stopped, keeps nobody waiting: it answers once it goes on."""
         try:
             await self._qmp.connect(self._runtime.path / "qmp")
-            self.accelerator = "kvm" if (await self._qmp.execute("query-kvm"))["enabled"] else "tcg"
-            if (await self._qmp.execute("query-status"))["status"] == "paused" and self.state is State.RUNNING:
+            self.accelerator = "kvm" if await self._qmp.query("query-kvm", "enabled") is True else "tcg"
+            if await self._qmp.query("query-status", "status") == "paused" and self.state is State.RUNNING:
                 self.state = State.PAUSED
         except QmpError as error:
-            if self.pid:
-                self._say(Event.FAILED, f"Guest {self.guest.name} cannot be steered: {error}", LOG_ERR)
+            self._say_lost(str(error))
+
+    def _say_lost(self, why: str) -> None:
+        if self.pid:
+            self._say(Event.FAILED, f"Guest {self.guest.name} cannot be steered: {why}", LOG_ERR)
 
     def _choose_accelerator(self, kvm: Kvm) -> Literal["kvm", "tcg"]:
         if self.guest.accelerator == "tcg":
@@ -240,12 +244,6 @@ class Machine:
         undo.callback(process.close)
         undo.push_async_callback(self._kill)
 
-    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Nobody waits for it."""
-        task = asyncio.create_task(work, name=name)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
     async def wait_ready(self) -> None:
         """Returns once the guest is ready. Raises ``Timeout``, after cutting its power, or ``StartFailed``."""
         try:
@@ -264,9 +262,12 @@ class Machine:
         ended = asyncio.create_task(self._process.ended.wait())
         try:
             await asyncio.wait((greeting, ended), return_when=asyncio.FIRST_COMPLETED)
-            if greeting.done() and not greeting.exception():
-                return
-            await ended
+            if greeting.done():
+                if not (error := greeting.exception()):
+                    return
+                await asyncio.wait((ended,), timeout=QUIT_TIMEOUT)
+                if not ended.done():
+                    raise StartFailed(f"QEMU does not say that it runs: {error}")
         finally:
             greeting.cancel()
             ended.cancel()
@@ -318,16 +319,27 @@ class Machine:
         self.closed.set()
         self.state = state
 
-    def _on_event(self, event: str, data: dict[str, Any]) -> None:
+    def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
         match event:
             case "SHUTDOWN":
-                self._end = data["reason"]
+                self._end = str(data.get("reason", ""))
             case "RESET":
-                self._begin(self._nics.forget(), f"forget leases of {self.guest.name}")
+                self._boots = True
+                if not self._forgetting:
+                    self._forgetting = asyncio.create_task(self._forget(), name=f"forget leases of {self.guest.name}")
             case "STOP" if self.state is State.RUNNING:
                 self.state = State.PAUSED
             case "RESUME" if self.state is State.PAUSED:
                 self.state = State.RUNNING
+
+    async def _forget(self) -> None:
+        """Once more for all the resets meanwhile."""
+        try:
+            while self._boots:
+                self._boots = False
+                await self._nics.forget()
+        finally:
+            self._forgetting = None
 
     async def stop(self) -> None:
         """Press the power button until it is heard, cut the power after ``stop_timeout``; returns once all is gone."""

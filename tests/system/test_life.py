@@ -266,3 +266,70 @@ def test_a_changed_file_is_noticed(guests: Guests) -> None:
     guests.names.add("noticed")
     guests.host.write("/etc/kvmd/noticed.toml", 'memory = "64 pages"\n')
     guests.host.wait_journal("KVMD_GUEST=noticed", message="noticed.toml:1: memory:", since=since)
+
+
+def test_a_qemu_that_does_not_answer(guests: Guests) -> None:
+    """A command ends in a sentence, the next daemon takes the guest over, and it goes on when it goes on."""
+    guests.linux("still")
+    guests.start("still")
+    pid = str(guests.get("still", "PID"))
+    guests.host.run("kill", "-STOP", pid)
+    refused = guests.guest("still", "Pause", check=False)
+    assert "QEMU did not answer stop within 20 s" in refused.stderr
+    guests.host.run("systemctl", "restart", "kvmd")
+    assert guests.get("still", "State") == "running"
+    since = guests.host.cursor()
+    guests.host.run("kill", "-CONT", pid)
+    guests.guest("still", "Pause")
+    assert guests.get("still", "State") == "paused"
+    guests.guest("still", "Resume")
+    guests.type("still", "echo going on", "^going on$")
+    assert guests.host.journal("KVMD_GUEST=still", "PRIORITY=3", since=since) == []
+
+
+# Takes the place of a QEMU's monitor, and says the same to all who come, without end.
+MONITOR = """
+import socket, sys
+said = sys.argv[2].encode().decode("unicode_escape").encode("latin-1")
+server = socket.create_server(sys.argv[1], family=socket.AF_UNIX)
+while True:
+    client, _ = server.accept()
+    try:
+        client.sendall(b'{"QMP": {}}\\n')
+        while True:
+            client.sendall(said)
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.complaints("cannot be steered")
+@pytest.mark.parametrize(
+    "said",
+    ["[]\\n", "[" * 5000, '{"event": "STOP"}\\n{"event": "RESUME"}\\n{"event": "RESET"}\\n{"return": 1, "id": 99}\\n'],
+    ids=["no QMP", "nested", "flood"],
+)
+def test_a_qemu_that_was_broken_into(guests: Guests, said: str) -> None:
+    """It cannot be steered, and that is all."""
+    guests.linux("broken")
+    guests.linux("whole")
+    guests.start("broken", "whole")
+    since = guests.host.cursor()
+    guests.host.run("systemctl", "stop", "kvmd")
+    guests.host.run("rm", "/run/kvmd/broken/qmp")
+    monitor = ("python3", "-c", MONITOR, "/run/kvmd/broken/qmp", said)
+    guests.host.run("systemd-run", "--collect", "--unit=monitor", *monitor)
+    guests.host.run("timeout", "20", "sh", "-c", "until test -S /run/kvmd/broken/qmp; do sleep 0.05; done")
+    try:
+        guests.host.run("systemctl", "start", "kvmd")
+        guests.type("broken", "echo still there", "^still there$")
+        guests.guest("whole", "Pause")
+        assert guests.get("whole", "State") == "paused"
+        guests.guest("whole", "Resume")
+        guests.type("whole", "echo and here", "^and here$")
+        guests.host.wait_journal("KVMD_GUEST=broken", message="cannot be steered: ", since=since)
+        refused = guests.guest("broken", "Pause", check=False)
+        assert refused.returncode == 1
+        guests.guest("broken", "Terminate")
+    finally:
+        guests.host.run("systemctl", "stop", "monitor")
