@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -463,6 +464,39 @@ async def test_conflict_later(bottle: Bottle, lan: Lan) -> None:
     await eventually(lambda: lan.status(nic.tap).state == "conflict")
     assert len(bottle.reports) == 1
     await eventually(lambda: uplink["address"] in bottle.lan.run("ip", "neigh", "show", texts(nic)[0]))
+
+
+# Gratuitous ARP of many machines for one address, as fast as it goes for three seconds; how many.
+MANY_CONFLICTS = """
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("wire", 0))
+address, end, count = socket.inet_aton(sys.argv[1]), time.monotonic() + 3, 0
+while time.monotonic() < end:
+    mac = b"\\x02\\x99" + count.to_bytes(4, "big")
+    s.send(b"\\xff" * 6 + mac + bytes.fromhex("0806000108000604" "0001") + mac + address + bytes(6) + address)
+    count += 1
+print(count)
+"""
+
+
+async def test_a_flood_of_conflicts(bottle: Bottle, lan: Lan) -> None:
+    """One is told of, and the daemon has time for others."""
+    _one, nic = bottle.guest(1)
+    await up(lan, nic)
+    told, used = len(bottle.changes), time.process_time()
+    flood = asyncio.create_task(asyncio.to_thread(bottle.lan.run, "python3", "-c", MANY_CONFLICTS, texts(nic)[0]))
+    longest = 0.0
+    while not flood.done():
+        before = time.monotonic()
+        await asyncio.sleep(0.01)
+        longest = max(longest, time.monotonic() - before)
+    assert int(flood.result()) > 20_000
+    assert lan.status(nic.tap).state == "conflict"
+    assert len(bottle.reports) == 1
+    assert len(bottle.changes) - told == 1
+    assert longest < 0.2
+    assert time.process_time() - used < 1.5
 
 
 async def test_addresses_are_defended(bottle: Bottle, lan: Lan) -> None:

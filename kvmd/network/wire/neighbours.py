@@ -51,16 +51,18 @@ PROBES, INTERVAL = 3, 0.08  # RFC 5227 waits some seconds; a start does not: a m
 SO_ATTACH_FILTER = 26
 LOT = 64  # frames read before other tasks have their turn
 RATE, BURST = 100.0, 300.0  # solicitations answered per second and tap; an honest guest asks for a handful
-MUTE = 1.0  # seconds for which the kernel's filter drops those of a tap that asked for more
+CROWD = 10  # times as much for an uplink: there is a whole LAN at it
+MUTE = 1.0  # seconds for which the kernel's filter drops those of an interface with more
 
 
 @dataclass(slots=True)
 class _Bucket:
+    many: int
     level: float = BURST
     since: float = 0.0
 
     def take(self, now: float) -> bool:
-        self.level = min(BURST, self.level + (now - self.since) * RATE)
+        self.level = min(BURST * self.many, self.level + (now - self.since) * RATE * self.many)
         self.since = now
         if self.level < 1:
             return False
@@ -123,7 +125,8 @@ class Neighbours:
         same = taps.keys() == self._taps.keys() and claims == self._claims
         self._taps, self._uplinks, self._claims, self._macs = taps, uplinks, claims, frozenset(macs)
         if not same:
-            self._buckets = {index: self._buckets.get(index) or _Bucket() for index in taps}
+            many = {**dict.fromkeys(claims, CROWD), **dict.fromkeys(taps, 1)}
+            self._buckets = {index: self._buckets.get(index) or _Bucket(each) for index, each in many.items()}
             self._filter()
 
     def announce(self, wire: Wire, addresses: Iterable[Address]) -> None:
@@ -181,7 +184,7 @@ class Neighbours:
 
     def _heard_arp(self, frame: bytes, index: int, name: str) -> None:
         """On an uplink, from or for an address of a guest, or one that is asked for."""
-        if len(frame) < 42 or frame[22:28].hex(":") in self._macs:
+        if len(frame) < 42 or frame[22:28].hex(":") in self._macs or not self._room(index):
             return
         sender, target = IPv4Address(frame[28:32]), IPv4Address(frame[38:42])
         probe = int(sender) == 0
@@ -193,26 +196,29 @@ class Neighbours:
 
     def _heard_nd(self, frame: bytes, index: int, name: str) -> None:
         """A solicitation on a tap, or on an uplink an advertisement or DAD of an address of a guest, or asked for."""
-        if len(frame) < 78:
+        if len(frame) < 78 or not self._room(index):
             return
         source, target, kind = IPv6Address(frame[22:38]), IPv6Address(frame[62:78]), frame[54]
         if index in self._taps:
-            if kind != SOLICITATION or index in self._muted:
-                return
-            if self._buckets[index].take(asyncio.get_running_loop().time()):
+            if kind == SOLICITATION:
                 self._solicited(index, name, frame[6:12], source, target)
-            else:
-                self._mute(index)
         elif frame[6:12].hex(":") not in self._macs:
             self._somebody_has(index, target, frame[6:12].hex(":"), claim=kind == ADVERTISEMENT)
 
-    def _mute(self, tap: int) -> None:
-        """All taps share one socket: one guest's flood must not displace the others' questions."""
-        self._muted[tap] = asyncio.get_running_loop().call_later(MUTE, self._unmute, tap)
+    def _room(self, index: int) -> bool:
+        """All interfaces share one socket: a guest's flood, or a LAN's, must not displace the others' questions."""
+        if index in self._muted:
+            return False
+        loop = asyncio.get_running_loop()
+        bucket = self._buckets.get(index)
+        if bucket is None or bucket.take(loop.time()):
+            return True
+        self._muted[index] = loop.call_later(MUTE, self._unmute, index)
         self._filter()
+        return False
 
-    def _unmute(self, tap: int) -> None:
-        del self._muted[tap]
+    def _unmute(self, index: int) -> None:
+        del self._muted[index]
         self._filter()
 
     def _solicited(self, index: int, name: str, mac: bytes, source: IPv6Address, target: IPv6Address) -> None:
@@ -246,7 +252,7 @@ class Neighbours:
 
     def _filter(self) -> None:
         """Both sockets' classic BPF programs, attached if they differ from those at work."""
-        uplinks = sorted({*self._claims, *(question.uplink for question in self._questions)})
+        uplinks = sorted({*self._claims, *(question.uplink for question in self._questions)} - self._muted.keys())
         watched = [*chain(*self._claims.values()), *(question.address for question in self._questions)]
         four = [int(address) for address in watched if address.version == 4]
         six = [int(address) & 0xFFFFFFFF for address in watched if address.version == 6]

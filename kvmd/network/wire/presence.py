@@ -16,6 +16,7 @@ from kvmd.network.wire.vicinity import Vicinity
 
 CONFLICT_MEMORY = 60.0  # seconds without another sign after which a conflict counts as over
 DEFEND_INTERVAL = 10.0  # seconds, RFC 5227
+NEWS_INTERVAL = 10.0  # seconds for which the MAC that was named stays, whatever others there are
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +43,7 @@ class Presence:
         self._local: set[Address] = set()  # all on this host
         self._views: dict[int, _View] = {}  # by tap
         self._conflicts: dict[str, tuple[float, str]] = {}  # by tap: until when, and the sentence
+        self._named: dict[str, float] = {}  # by tap: until when the sentence stays
         self._defended: dict[Address, float] = {}  # until when not again
 
     async def close(self) -> None:
@@ -110,6 +112,7 @@ class Presence:
 
     def forget(self, tap: str) -> None:
         self._conflicts.pop(tap, None)
+        self._named.pop(tap, None)
 
     def expire(self) -> None:
         """Conflicts that nothing has been heard of for long are over."""
@@ -130,6 +133,9 @@ class Presence:
                     self.announce(link, [address])
                 sentence = f"{address} is also used by the machine with MAC {mac} on {self._survey.name(uplink)}"
                 known = self.conflict(nic.tap)
+                if known and now < self._named.get(nic.tap, 0.0):
+                    sentence = known
                 self._conflicts[nic.tap] = now + CONFLICT_MEMORY, sentence
                 if sentence != known:
+                    self._named[nic.tap] = now + NEWS_INTERVAL
                     self._changed(nic.tap)
