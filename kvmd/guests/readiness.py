@@ -53,7 +53,7 @@ class Readiness:
         listener = vsock.listen()
         port: int = listener.getsockname()[1]
         fdstore.keep(self._held, listener.fileno())
-        await self._listen(listener, cid)
+        self._listen(listener, cid)
         self._runtime.write_vsock(cid, port)
         return Vsock(number, cid, port)
 
@@ -76,7 +76,7 @@ class Readiness:
             self.ready.set()
             self._known.set()
         elif self._guest.vsock.ready:
-            await self._listen_again()
+            self._listen_again()
         else:
             self._recalling = asyncio.create_task(self._recall(invocation), name=f"recall {self._guest.name}")
 
@@ -123,20 +123,20 @@ class Readiness:
         if self._guest.vsock.ready:
             fdstore.drop(self._held)
 
-    async def _listen_again(self) -> None:
+    def _listen_again(self) -> None:
         try:
             cid, port = self._runtime.vsock()
             if held := fdstore.find(self._held):
-                await self._listen(socket.socket(fileno=held), cid)
+                self._listen(socket.socket(fileno=held), cid)
             else:
                 self._missed = "it may have said READY=1 while kvmd was stopped"
-                await self._listen(vsock.listen(port), cid)
+                self._listen(vsock.listen(port), cid)
         except StartFailed as error:
             self._missed = str(error)
 
-    async def _listen(self, listener: socket.socket, cid: int) -> None:
+    def _listen(self, listener: socket.socket, cid: int) -> None:
         self._listener = vsock.Listener(cid, self._said)
-        await self._listener.start(listener)
+        self._listener.start(listener)
 
     def _said(self) -> None:
         self._runtime.note_ready()

@@ -7,6 +7,7 @@ to the end of the stream. Whatever else a guest may send is bounded, and forgott
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -26,6 +27,7 @@ ATTEMPTS = 64
 LONGEST = 1 << 14  # bytes of a notification
 CONNECTIONS = 8  # that a guest may have open at a time
 PATIENCE = 10.0  # seconds that one of them may take
+PAUSE = 0.001  # seconds from one to the next
 
 
 def open_device(seed: int) -> tuple[int, int]:
@@ -74,16 +76,26 @@ class Listener:
         self.cid = cid
         self.ready = ready
         self.open: set[asyncio.Transport] = set()
-        self._server: asyncio.Server | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    async def start(self, listener: socket.socket) -> None:
+    def start(self, listener: socket.socket) -> None:
         """Listen from now on; the socket is owned."""
+        listener.setblocking(False)
+        self._task = asyncio.create_task(self._accept(listener), name=f"vsock of {self.cid}")
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """One after the other, and only so many in a second: all guests can connect."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Notification(self), sock=listener)
+        with listener:
+            while True:
+                with contextlib.suppress(OSError):  # gone again, or too many files are open
+                    connection, _address = await loop.sock_accept(listener)
+                    await loop.connect_accepted_socket(lambda: Notification(self), connection)
+                await asyncio.sleep(PAUSE)
 
     def close(self) -> None:
-        if self._server:
-            self._server.close()
+        if self._task:
+            self._task.cancel()
         for transport in set(self.open):
             transport.abort()
 

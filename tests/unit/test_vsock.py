@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from typing import Any
 
 import pytest
@@ -92,3 +94,25 @@ def test_connections_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
         assert silent.gone
 
     asyncio.run(run())
+
+
+def test_connections_are_taken_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes one after the other has not the whole daemon; what waits comes to its turn. By TCP here."""
+    monkeypatch.setattr("kvmd.guests.vsock.PAUSE", 0.02)
+
+    async def run() -> float:
+        ready = asyncio.Event()
+        listener = Listener("127.0.0.1", ready.set)  # type: ignore[arg-type]
+        bound = socket.create_server(("127.0.0.1", 0), backlog=100)
+        address = bound.getsockname()
+        listener.start(bound)
+        begun = time.monotonic()
+        for word in [b"STATUS=x"] * 20 + [b"READY=1"]:
+            with socket.create_connection(address) as connection:
+                connection.send(word)
+        async with asyncio.timeout(5):
+            await ready.wait()
+        listener.close()
+        return time.monotonic() - begun
+
+    assert asyncio.run(run()) > 20 * 0.02
