@@ -36,6 +36,7 @@ COALESCE = 0.005  # seconds
 PATIENCE = 10.0  # seconds that journald may let the last lines of a dead guest wait
 TAIL = 20  # lines
 PAGE = 4096
+FULL = 1 << 20  # bytes that a FIFO holds at most (/proc/sys/fs/pipe-max-size)
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 Hearer = Callable[[Sequence[str]], Awaitable[None]]
@@ -236,7 +237,8 @@ class SerialLog:
         self._patience = PATIENCE
         try:
             await self._log_lines()
-            while self.spool.take():
+            end = self.spool.taken + FULL  # another process may have its end of the FIFO by now
+            while self.spool.taken < end and self.spool.take():
                 await self._log_lines()
             self.spool.end()
             await self._log_lines(partial=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from contextlib import AsyncExitStack
+from syslog import LOG_WARNING
 
 from kvmd.console.reader import Console
 from kvmd.console.serial import Hearer, SerialLog
 from kvmd.errors import StartFailed, Unavailable
 from kvmd.runtime import Runtime
 from kvmd.systemd import fdstore
-from kvmd.systemd.journal import Journal
+from kvmd.systemd.journal import Event, Journal
 
 CONSOLE_LINGER = 0.5
 LAST_WORDS_OF = re.compile(r"^(sh: \d+: exec|qemu-system-\w+): ")
@@ -85,8 +85,12 @@ async def bury(name: str, journal: Journal) -> None:
     runtime = Runtime(name)
     invocation = runtime.invocation()
     for stream in ("serial", "qemu") if invocation else ():
-        with contextlib.suppress(StartFailed, Unavailable):
+        try:
             rest = SerialLog(name, stream, runtime.path, journal, log=True)
             rest.start(invocation, resume=True)
             await rest.close()
+        except StartFailed:  # it had not come that far
+            continue
+        except (Unavailable, OSError) as error:
+            journal.say(Event.FAILED, f"Guest {name} left something over: {error}", name, LOG_WARNING)
     runtime.remove()

@@ -41,8 +41,7 @@ async def recover(host: Host, ids: HostIds, named: Collection[str], changed: Cal
     machines = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Machine)}
     alone = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, int)}
     ended = [name for name in found if name not in machines and name not in alone]
-    for name in ended:
-        await _bury(name, host)
+    await asyncio.gather(*(_bury(name, host) for name in ended))
     for name in running.difference(found):
         await host.systemd.clear_empty_scope(f"kvmd-{name}.scope")
     failures = await _find_failures(host.systemd, set(named).difference(machines))

@@ -18,7 +18,7 @@ from typing import Any
 SOCKET = "/run/systemd/journal/socket"
 SEND_BUFFER = 8 << 20
 BACKLOG = 1000
-SYNCHRONIZE = 10.0  # seconds
+PATIENCE = 10.0  # seconds for journald to write what it was sent
 
 # Anybody may log with any field but those that journald adds. Not _SYSTEMD_UNIT=: it cannot look up a dead process.
 WRITTEN_BY_ROOT = {"_UID": "0"}
@@ -129,15 +129,16 @@ class Journal:
 async def synchronize() -> None:
     """Returns when journald has written all it was sent (journalctl --sync), so that ``newest_first`` sees it.
 
-    Or after a while, when it does not: then a line may be logged twice.
+    Or when journald has had its time: a daemon that starts must not stand still because journald does.
     """
     process = await asyncio.create_subprocess_exec("journalctl", "--sync", stderr=asyncio.subprocess.DEVNULL)
     try:
-        async with asyncio.timeout(SYNCHRONIZE):
+        async with asyncio.timeout(PATIENCE):
             await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()
+        log.warning("journald did not write what it was sent within %g s: guests' last lines may come twice", PATIENCE)
 
 
 def newest_first(**matches: str) -> Iterator[dict[str, Any]]:

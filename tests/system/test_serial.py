@@ -195,6 +195,40 @@ def test_a_stop_does_not_wait_for_a_dead_journald(guests: Guests) -> None:
     assert logged + int(match[1]) == guests.get("given", "SerialBytes")
 
 
+@pytest.mark.complaints("journald did not write what it was sent")
+def test_a_daemon_that_starts_does_not_wait_for_a_dead_journald(guests: Guests) -> None:
+    guests.linux("kept")
+    guests.start("kept")
+    since = guests.host.cursor()
+    guests.host.run("systemctl", "kill", "--signal=STOP", "systemd-journald")
+    try:
+        guests.host.run("systemctl", "restart", "kvmd", timeout=40)
+        assert guests.get("kept", "State") == "running"
+    finally:
+        guests.host.run("systemctl", "kill", "--signal=CONT", "systemd-journald")
+    guests.type("kept", "echo and on", "^and on$")
+    guests.host.wait_journal("-u", "kvmd", message="journald did not write what it was sent", since=since)
+    assert_complete(guests, "kept")
+
+
+def test_others_may_log_what_they_like(guests: Guests) -> None:
+    """In a guest's name: it is no line of the guest, and nobody takes it for one."""
+    guests.linux("forged", extra='[serial]\nready = "^guest: ready|^forged"\n')
+    guests.start("forged")
+    invocation = guests.serial("forged")[-1]["KVMD_INVOCATION_ID"]
+    fields = f"KVMD_GUEST=forged\nKVMD_STREAM=serial\nKVMD_INVOCATION_ID={invocation}\nMESSAGE=forged\n"
+    for offset in ("xyz", "999999999", "-5"):
+        entry = f"{fields}KVMD_OFFSET={offset}\nKVMD_LENGTH=7\n"
+        guests.host.run("setpriv", "--reuid=nobody", "logger", "--journald", input=entry)
+    guests.host.run("journalctl", "--sync")
+    guests.host.run("systemctl", "restart", "kvmd")
+    guests.type("forged", "echo genuine", "^genuine$")
+    path = "/org/kvmd1/guest/forged"
+    log = guests.host.run("busctl", "call", "org.kvmd1", path, "org.kvmd1.Guest", "ReadLog", "t", "500").stdout
+    assert '"genuine"' in log
+    assert '"forged"' not in log
+
+
 def test_a_flood_keeps_nobody_waiting(guests: Guests) -> None:
     """Three guests print endlessly; another one's line is in the journal at once, and D-Bus calls are answered."""
     guests.host.write(ROM, lab.guests.rom(2**32 - 1))
