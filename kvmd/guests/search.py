@@ -20,11 +20,13 @@ PATIENCE = 60.0  # seconds for a batch of lines, where the machine has no time f
 NOBODY = 65534
 
 # Its input: the pattern in hexadecimal digits; then again and again a count, and as many lines. "1" if one matches.
-# Signals, unlike RLIMIT_CPU, end it without a core dump. RLIMIT_AS is in bytes.
+# SIGPROF, unlike RLIMIT_CPU, ends it without a core dump. RLIMIT_AS is in bytes. Short of memory is nobody but it.
 SEARCH = f"""
 import re, resource, signal, sys
 signal.setitimer(signal.ITIMER_PROF, {LIMIT})
-resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))
+resource.setrlimit(resource.RLIMIT_AS, (1 << 26, 1 << 26))
+with open("/proc/self/oom_score_adj", "w") as file:
+    file.write("1000")
 given = sys.stdin.buffer
 pattern = re.compile(bytes.fromhex(given.readline().decode()).decode())
 while count := given.readline():

@@ -56,6 +56,7 @@ async def test_it_is_nobodys_and_gone_afterwards() -> None:
         await seeker.of(["a"])
         begun = process(seeker)
         assert Path(f"/proc/{begun.pid}").stat().st_uid == NOBODY
+        assert Path(f"/proc/{begun.pid}/oom_score_adj").read_text() == "1000\n"
     await asyncio.to_thread(begun.wait)
     assert not Path(f"/proc/{begun.pid}").exists()
 
