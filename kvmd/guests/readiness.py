@@ -72,7 +72,8 @@ class Readiness:
     async def resume(self, invocation: str) -> None:
         """It was started by an earlier daemon, in whose time it may have said it, perhaps as its very last lines."""
         if self._guest.ready_timeout is None or self._runtime.ready():
-            self.close()
+            if self._search:
+                self._search.close()
             self.ready.set()
             self._known.set()
         elif self._guest.vsock.ready:
