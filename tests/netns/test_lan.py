@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -14,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from kvmd.errors import AddressInUse, StartFailed, Unavailable
-from kvmd.guest import Nic
+from kvmd.guest import Address, Nic
 from kvmd.network.firewalls.forwarding import Forwarding
 from kvmd.network.kernel import netlink
 from kvmd.network.lan import Lan
+from kvmd.network.model.host import Wire
 from kvmd.network.model.things import Failure, Operation
 
 from .conftest import (
@@ -497,6 +499,43 @@ async def test_a_flood_of_conflicts(bottle: Bottle, lan: Lan) -> None:
     assert len(bottle.changes) - told == 1
     assert longest < 0.2
     assert time.process_time() - used < 1.5
+
+
+# Duplicate address detection for 500 addresses of the LAN, one after the other.
+MANY_QUESTIONS = """
+import socket, struct
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("eth0", 0))
+for number in range(500):
+    target = bytes.fromhex("20010db8000100000000000000") + (0x990000 + number).to_bytes(3, "big")
+    group = bytes.fromhex("ff0200000000000000000001ff") + target[13:]
+    body = struct.pack("!BBHI", 135, 0, 0, 0) + target
+    words = bytes(16) + group + struct.pack("!II", len(body), 58) + body
+    total = sum(struct.unpack(f"!{len(words) // 2}H", words))
+    total = (total >> 16) + (total & 0xffff)
+    body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xffff) + body[4:]
+    head = bytes.fromhex("3333ff") + target[13:] + bytes.fromhex("525400000001" "86dd")
+    s.send(head + struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + bytes(16) + group + body)
+"""
+
+
+async def test_the_lan_is_asked_few_questions_of_a_guest(
+    bottle: Bottle, lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, nic = bottle.guest(1)
+    await up(lan, nic)
+    asked: list[Address] = []
+    neighbours = lan._presence._neighbours
+    holders = neighbours.holders
+
+    async def counted(wire: Wire, addresses: Iterable[Address]) -> dict[Address, str]:
+        asked.extend(addresses)
+        return await holders(wire, asked[-1:])
+
+    monkeypatch.setattr(neighbours, "holders", counted)
+    await asyncio.to_thread(one.run, "python3", "-c", MANY_QUESTIONS)
+    await asyncio.sleep(0.5)
+    assert 3 <= len(asked) <= 10
 
 
 async def test_addresses_are_defended(bottle: Bottle, lan: Lan) -> None:
