@@ -142,6 +142,11 @@ def test_resolvers_are_those_a_guest_can_reach() -> None:
     assert resolvers(text) == [ip_address("192.0.2.1"), ip_address("2001:db8:1::1")]
 
 
+def test_resolvers_are_few() -> None:
+    text = "".join(f"nameserver 192.0.2.{number}\n" for number in range(1, 101))
+    assert resolvers(text) == [ip_address(f"192.0.2.{number}") for number in range(1, 9)]
+
+
 def test_unit_goes_with_the_guest_and_is_not_root() -> None:
     assert unit("kv-snape") == "kvmd-dhcp-kv-snape.service"
     given = {name: value for name, _signature, value in properties("kv-snape", "snape", "kvmd-snape.scope", GOLDEN)}

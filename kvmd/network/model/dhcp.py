@@ -21,6 +21,7 @@ LEASE = "10m"  # a guest learns of a change within half of it
 LEASE6 = "2m"
 ROUTER_LIFETIME = 1800  # seconds
 ADVERTISE_INTERVAL = 60  # seconds
+SERVERS = 8  # name servers
 # capability.h; Ambient, so that dnsmasq never is root.
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW = 10, 12, 13
 CAPABILITIES = 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW
@@ -84,7 +85,10 @@ def terms(nic: Nic, uplink: Link, host: Host) -> Terms | None:
 
 
 def resolvers(text: str) -> list[Address]:
-    """The name servers of a resolv.conf(5) that a guest can reach as well: none of this host's loopback."""
+    """The first name servers of a resolv.conf(5) that a guest can reach as well: none of this host's loopback.
+
+    The LAN may announce any number; libc asks three, and no option of DHCP holds more than 63.
+    """
     found = []
     for line in text.splitlines():
         match line.split():
@@ -93,7 +97,7 @@ def resolvers(text: str) -> list[Address]:
                     found.append(ip_address(word))
                 except ValueError:
                     continue
-    return [address for address in found if not (address.is_loopback or address.is_unspecified)]
+    return [address for address in found if not (address.is_loopback or address.is_unspecified)][:SERVERS]
 
 
 def configuration(terms: Terms, servers: Iterable[Address]) -> str:
