@@ -43,7 +43,7 @@ def test_lines_in_a_guests_name(guests: Guests) -> None:
         position += int(entry["KVMD_LENGTH"])
 
 
-@pytest.mark.complaints("last words of guest odd")
+@pytest.mark.complaints("guest odd", "Guest odd")
 def test_remains_that_make_no_sense(guests: Guests) -> None:
     """Whatever lies in /run/kvmd: the daemon starts, and other guests are taken over."""
     host = guests.host
