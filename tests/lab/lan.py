@@ -2,6 +2,12 @@
 
 host  192.0.2.10  2001:db8:1::10   eth0; default routes: static for IPv4, from router advertisements for IPv6
 router 192.0.2.1  2001:db8:1::1 fe80::1   and behind it 198.51.100.1 and 2001:db8:ffff::1
+
+A rented host has no LAN, only a gateway and a switch that lets frames of one MAC to the gateway pass:
+
+host  198.51.100.10/32  2001:db8:5:6::2/128   eth0; default routes via the gateway, on the link
+router 198.51.100.1 fe80::1   and behind it 192.0.2.1 and 2001:db8:ffff::1. It asks on the link for 198.51.100.0/24, for
+single addresses of 203.0.113.0/24 and for 2001:db8:5:6::/64; 2001:db8:77::/56 is routed to the host.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ ROUTER = ("192.0.2.1", "2001:db8:1::1")
 HOST = ("192.0.2.10", "2001:db8:1::10")
 HOST_SECOND = ("203.0.113.10", "2001:db8:2::10")  # on eth1, a LAN without a router
 INTERNET = ("198.51.100.1", "2001:db8:ffff::1")
+RENTED_INTERNET = ("192.0.2.1", "2001:db8:ffff::1")
 
 # attach SWITCH NETNS IFACE MAC ADDRESS…: a cable from the switch; its end in NETNS ("" is the host) has the addresses.
 # accept_dad=0: nobody here but a guest does duplicate address detection, so that all is up at once.
@@ -70,6 +77,29 @@ ip link set docker0 up"""
 ETH1 = """switch lan1
 attach lan1 "" eth1 02:00:00:00:01:10 203.0.113.10/24 2001:db8:2::10/64"""
 
+RENTED = r"""
+switch lan
+attach lan "" eth0 02:00:00:00:00:10 198.51.100.10/32
+ip route add 198.51.100.1 dev eth0
+ip route add default via 198.51.100.1 dev eth0 onlink
+sysctl -qw net.ipv6.conf.eth0.accept_ra=0
+ip addr add 2001:db8:5:6::2/128 dev eth0 nodad
+ip -6 route add default via fe80::1 dev eth0
+bridge -n lan fdb replace 02:00:00:00:00:10 dev host master static
+bridge -n lan link set dev host learning off locked on isolated on
+
+ip netns add router
+ip -n router link set lo up
+ip netns exec router sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+ip netns exec router sysctl -qw net.ipv6.conf.default.addr_gen_mode=1
+attach lan router eth0 02:00:00:00:00:01 198.51.100.1/24 fe80::1/64
+ip -n router addr add 192.0.2.1/32 dev lo
+ip -n router addr add 2001:db8:ffff::1/128 dev lo
+ip -n router route add 203.0.113.0/24 dev eth0
+ip -n router route add 2001:db8:5:6::/64 dev eth0
+ip -n router route add 2001:db8:77::/56 via fe80::ff:fe00:10 dev eth0
+"""
+
 NEIGHBOUR = r"""
 ip netns add "$2"
 ip -n "$2" link set lo up
@@ -118,14 +148,18 @@ class Neighbour:
 
 
 class Lan:
-    """The LAN of a host. docker0: the host has that interface, older than eth0; eth1: a second uplink, on lan1."""
+    """The LAN of a host. docker0: the host has that interface, older than eth0; eth1: a second uplink, on lan1.
 
-    def __init__(self, host: Shell, *, docker0: bool = False, eth1: bool = False) -> None:
+    rented: there is no LAN, only a gateway.
+    """
+
+    def __init__(self, host: Shell, *, docker0: bool = False, eth1: bool = False, rented: bool = False) -> None:
         self.host = host
         self._count = 0
-        script = SET_UP % {"docker0": DOCKER0 if docker0 else "", "eth1": ETH1 if eth1 else ""}
+        script = RENTED if rented else SET_UP % {"docker0": DOCKER0 if docker0 else "", "eth1": ETH1 if eth1 else ""}
         host.run("sh", "-c", PRELUDE + script, "lan", RADVD, timeout=120)
-        self.router = Neighbour(host, "router", ROUTER, "02:00:00:00:00:01")
+        addresses = ("198.51.100.1", "fe80::1") if rented else ROUTER
+        self.router = Neighbour(host, "router", addresses, "02:00:00:00:00:01")
 
     def neighbour(self, name: str, *addresses: str, switch: str = "lan") -> Neighbour:
         """Somebody more on the LAN: addresses of its prefixes, without prefix length; default routes to the router."""

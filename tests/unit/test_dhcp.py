@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
+import pytest
+
 from kvmd.guest import Nic
 from kvmd.network.model.dhcp import Terms, configuration, properties, resolvers, terms, unit
 from kvmd.network.model.host import Host, HostRoute, Link
@@ -83,6 +85,36 @@ def test_nothing_is_told_that_is_not_known() -> None:
     assert terms(NIC, UPLINK, bare) is None
     four = terms(NIC, UPLINK, replace(bare, addresses={2: (ip_interface("192.0.2.10/24"),)}))
     assert four == Terms("kv-snape", "52:54:00:00:00:01", 1400, (ip_interface("192.0.2.42/24"),))
+
+
+@pytest.mark.parametrize(
+    ("address", "gateway", "told", "router"),
+    [
+        ("198.51.100.20", "198.51.100.1", "198.51.100.20/27", "198.51.100.1"),
+        ("198.51.100.20", "198.51.0.1", "198.51.100.20/17", "198.51.0.1"),
+        ("203.0.113.7", "198.51.100.1", "203.0.113.7/28", "203.0.113.1"),  # .7 ends the /29 and the /30
+        ("203.0.113.1", "198.51.100.1", "203.0.113.1/30", "203.0.113.2"),
+        ("198.51.100.2", "198.51.100.3", "198.51.100.2/29", "198.51.100.3"),
+        ("198.51.100.21", "fe80::1", "198.51.100.21/30", "198.51.100.22"),  # RFC 5549
+        ("198.51.100.22", None, "198.51.100.22/30", "198.51.100.21"),
+    ],
+)
+def test_a_gateway_that_every_client_can_use(address: str, gateway: str | None, told: str, router: str) -> None:
+    """On a rented host, which has a /32 and a gateway on the link."""
+    via = ip_address(gateway) if gateway else None
+    default = HostRoute(ip_network("0.0.0.0/0"), 2, via)
+    rented = Host({2: UPLINK}, {2: (ip_interface("198.51.100.10/32"),)}, (default,))
+    found = terms(replace(NIC, addresses=(ip_address(address),)), UPLINK, rented)
+    assert found
+    assert (str(found.interfaces[0]), str(found.router)) == (told, router)
+
+
+def test_a_gateway_elsewhere_and_a_prefix_of_ones_own() -> None:
+    default = HostRoute(ip_network("0.0.0.0/0"), 2, ip_address("198.51.100.1"))
+    host = replace(HOST, routes=(default, HostRoute(ip_network("192.0.2.0/23"), 2)))
+    found = terms(replace(NIC, addresses=(ip_address("192.0.2.42"),)), UPLINK, host)
+    assert found
+    assert (str(found.interfaces[0]), str(found.router)) == ("192.0.2.42/23", "192.0.2.1")
 
 
 def test_configuration() -> None:

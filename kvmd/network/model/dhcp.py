@@ -1,8 +1,11 @@
 """What a guest with ``configure = true`` is told, and the dnsmasq(8) that tells it: one for each tap. Pure.
 
-DHCPv4 hands out address, prefix length, gateway, DNS servers and MTU. Router advertisements name this host as the
-router, with DNS servers and MTU; they say that addresses come by DHCPv6 (M), are not to be made up (no A), and that
-all traffic goes to the router (no L): so the guest asks for no neighbours, and nobody has to answer for them.
+DHCPv4 hands out address, prefix length, gateway, DNS servers and MTU. Most clients have no use for a gateway outside of
+their prefix, whatever RFC 3442 says: where that is the host's own, as on rented hosts, which have a /32, the prefix is
+made wide enough, or another address of it stands in; on the tap the host answers for all of them, and routes. Router
+advertisements name this host as the router, with DNS servers and MTU; they say that addresses come by DHCPv6 (M), are
+not to be made up (no A), and that all traffic goes to the router (no L): so the guest asks for no neighbours, and
+nobody has to answer for them.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ PROGRAM = "/usr/sbin/dnsmasq"
 LEASE = "10m"  # a guest learns of a change within half of it
 # dnsmasq's shortest: so long a guest waits that has become another to DHCPv6, by booting another system.
 LEASE6 = "2m"
+LONGEST, WIDEST = 30, 16  # IPv4 prefix lengths: some clients know no longer one; a wider one holds half the world
 ROUTER_LIFETIME = 1800  # seconds
 ADVERTISE_INTERVAL = 60  # seconds
 SERVERS = 8  # name servers
@@ -73,15 +77,38 @@ def terms(nic: Nic, uplink: Link, host: Host) -> Terms | None:
         (route for route in host.routes if route.device == uplink.index and not route.prefix.prefixlen),
         key=lambda route: route.metric,
     )
-    routers = (route.gateway for route in defaults if route.prefix.version == 4)
+    default4 = next((route for route in defaults if route.prefix.version == 4), None)
+    router = None
+    if default4 and isinstance(told[0], IPv4Interface):
+        four, router = _with_gateway(told[0], default4.gateway)
+        told = (four, *told[1:])
     return Terms(
         nic.tap,
         nic.mac,
         min(uplink.mtu, TAP_MTU_MAX),
         told,
-        next((router for router in routers if isinstance(router, IPv4Address)), None),
+        router,
         any(route.prefix.version == 6 for route in defaults),
     )
+
+
+def _with_gateway(own: IPv4Interface, gateway: Address | None) -> tuple[IPv4Interface, IPv4Address]:
+    """The address with a prefix that holds a gateway: the host's if that is near, else any other address of it."""
+    alone = own.network.prefixlen > LONGEST
+    wider = [
+        IPv4Interface((own.ip, length)) for length in (range(LONGEST, 0, -1) if alone else [own.network.prefixlen])
+    ]
+    usable = [interface for interface in wider if _is_host(own.ip, interface)] or wider
+    for interface in usable:
+        near = not alone or interface.network.prefixlen >= WIDEST
+        if near and isinstance(gateway, IPv4Address) and gateway != own.ip and _is_host(gateway, interface):
+            return interface, gateway
+    return usable[0], next(address for address in usable[0].network.hosts() if address != own.ip)
+
+
+def _is_host(address: IPv4Address, interface: IPv4Interface) -> bool:
+    network = interface.network
+    return address in network and address not in (network.network_address, network.broadcast_address)
 
 
 def resolvers(text: str) -> list[Address]:

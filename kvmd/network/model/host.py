@@ -89,8 +89,14 @@ class Host:
         return Wire(uplink, next((ip for ip in own if isinstance(ip, IPv6Address) and ip.is_link_local), None))
 
     def strangers(self, nic: Nic, uplink: Link) -> list[Address]:
-        """Addresses of ``nic`` that lie in no prefix of ``uplink``'s LAN: its machines will ask a router for them."""
-        return [address for address in nic.addresses if self.prefix(uplink, address) is None]
+        """Addresses of ``nic`` that lie in no prefix of ``uplink``'s LAN: its machines will ask a router for them.
+
+        Where the LAN has no prefix, as at a rented host, that is as it should be.
+        """
+        shared = {prefix.version for prefix in self.prefixes(uplink) if prefix.prefixlen < prefix.max_prefixlen}
+        return [
+            address for address in nic.addresses if address.version in shared and self.prefix(uplink, address) is None
+        ]
 
     def prefix(self, uplink: Link, address: Address) -> Network | None:
         """The longest prefix of ``uplink``'s LAN that holds ``address``."""
