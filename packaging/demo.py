@@ -10,10 +10,11 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from difflib import unified_diff
 from pathlib import Path
 
-from lab import Host, LabError, Neighbour, deb, roots, runs
+from lab import Host, LabError, Neighbour, deb, lan, roots, runs
 
 GUEST = """\
 description = "demo guest"
@@ -22,13 +23,14 @@ memory = "128M"
 [boot]
 kernel = "/var/lib/kvmd/images/vmlinuz"
 initrd = "/var/lib/kvmd/images/initrd.img"
-cmdline = "console=ttyS0 quiet kvmd.name=demo {network} kvmd.ping=192.0.2.21,2001:db8:1::21"
+cmdline = "console=ttyS0 quiet kvmd.name=demo {network} kvmd.ping={aims}"
 
 [[network]]
-address = ["192.0.2.42", "2001:db8:1::42"]
+address = ["{four}", "{six}"]
 """
 NETWORK = "kvmd.addr=192.0.2.42/24 kvmd.gw=192.0.2.1 kvmd.addr6=2001:db8:1::42/64 kvmd.gw6=2001:db8:1::1"
-SERIAL = ("KVMD_GUEST=demo", "KVMD_STREAM=serial")
+RENTED_NETWORK = "kvmd.dhcp=1 kvmd.addr6=2001:db8:5:6::42/64 kvmd.gw6=fe80::1"
+SERIAL = ("_UID=0", "KVMD_GUEST=demo", "KVMD_STREAM=serial")
 BUS = ("busctl", "--timeout=60", "--json=short")
 MANAGER = ("org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager")
 
@@ -41,12 +43,15 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the host and its guest running")
     parser.add_argument("--enter", action="store_true", help="a shell in the host that was kept")
     parser.add_argument("--stop", action="store_true", help="end the host that was kept")
+    parser.add_argument(
+        "--rented", action="store_true", help="a host with a /32, and a provider's gateway and switch instead of a LAN"
+    )
     options = parser.parse_args()
     if options.enter or options.stop:
         return with_kept(options.stop)
     try:
         with Host(options.release, build(), name="demo") as host:
-            demonstrate(host)
+            demonstrate(host, rented(host) if options.rented else in_a_lan(host))
             afterwards(host, options.keep)
     except LabError as error:
         print(f"✗ {error}", file=sys.stderr)
@@ -62,16 +67,48 @@ def build() -> Path:
     return package
 
 
-def demonstrate(host: Host) -> None:
-    version = host.run("systemctl", "--version").stdout.splitlines()[0]
-    done(f"a host: Debian {host.release}, {version}, {host.run('kvmd', '--version', check=False).stdout.strip()}")
-    check("kvmd.service runs", host.show("kvmd.service")["ActiveState"] == "active", host)
+@dataclass(frozen=True)
+class Scene:
+    """Where the guest is to live: its addresses and its file, who is to reach it, whom it is to reach."""
+
+    four: str
+    six: str
+    file: str
+    visitor: Neighbour
+    aims: tuple[str, ...]
+    aim: str
+
+
+def in_a_lan(host: Host) -> Scene:
     alice = host.lan.neighbour("alice", "192.0.2.20", "2001:db8:1::20")
     bob = host.lan.neighbour("bob", "192.0.2.21", "2001:db8:1::21")
     done("its LAN: a router, alice and bob; the host is 192.0.2.10 and 2001:db8:1::10 on eth0")
+    four, six = "192.0.2.42", "2001:db8:1::42"
+    file = GUEST.format(network=NETWORK, four=four, six=six, aims=",".join(bob.addresses))
+    return Scene(four, six, file, alice, bob.addresses, "bob")
+
+
+def rented(host: Host) -> Scene:
+    """The provider gives the host a /32 and a gateway on the link, and one more address: that is the guest's."""
+    router = host.make_lan(rented=True).router
+    done("its provider: a gateway, and a switch that takes frames of the host's MAC only, to the gateway only")
+    for family in ("-4", "-6"):
+        show("ip", family, "addr", "show", "dev", "eth0", "scope", "global", host=host)
+        show("ip", family, "route", "show", "default", host=host)
+    host.write("/etc/resolv.conf", "nameserver 192.0.2.1\n")
+    four, six = "198.51.100.20", "2001:db8:5:6::42"
+    aims = lan.RENTED_INTERNET
+    file = GUEST.format(network=RENTED_NETWORK, four=four, six=six, aims=",".join(aims)) + "configure = true\n"
+    return Scene(four, six, file, router, aims, "the world behind the gateway")
+
+
+def demonstrate(host: Host, scene: Scene) -> None:
+    version = host.run("systemctl", "--version").stdout.splitlines()[0]
+    done(f"a host: Debian {host.release}, {version}, {host.run('kvmd', '--version', check=False).stdout.strip()}")
+    check("kvmd.service runs", host.show("kvmd.service")["ActiveState"] == "active", host)
     before = host.state()
 
-    host.write("/etc/kvmd/demo.toml", GUEST.format(network=NETWORK))
+    host.write("/etc/kvmd/demo.toml", scene.file)
     show("cat", "/etc/kvmd/demo.toml", host=host)
     show("kvmd", "--check", "/etc/kvmd/demo.toml", host=host)
     started = time.monotonic()
@@ -80,14 +117,13 @@ def demonstrate(host: Host) -> None:
     host.wait_journal(*SERIAL, message="^guest: ready demo", timeout=60)
     done(f"and came up, {time.monotonic() - started:.1f} s after the start")
 
-    reach(alice, "192.0.2.42", "2001:db8:1::42")
-    for family in ("-4", "-6"):
+    reach(scene.visitor, scene.four, scene.six)
+    for family, address in (("-4", scene.four), ("-6", scene.six)):
         proxies = show("ip", family, "neigh", "show", "proxy", host=host)
-        address = "192.0.2.42" if family == "-4" else "2001:db8:1::42"
         check(f"the host answers for {address} on eth0", f"{address} dev eth0" in proxies, host)
-    for address in bob.addresses:
+    for address in scene.aims:
         host.wait_journal(*SERIAL, message=f"^guest: ping {address} ok", timeout=30)
-        done(f"the guest reached bob at {address}, whom the host never heard of")
+        done(f"the guest reached {scene.aim} at {address}, whom the host never heard of")
 
     lines = show("journalctl", "-u", "kvmd@demo", "-o", "cat", "--no-pager", host=host)
     check("the journal has the guest's serial lines", "guest: ready demo" in lines, host)
