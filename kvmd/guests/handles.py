@@ -15,6 +15,7 @@ from kvmd.qemu import images
 from kvmd.qemu.argv import Handles, Image, Layer, Tap, queues
 from kvmd.qemu.files import open_file, open_readable
 from kvmd.qemu.process import Descriptors, User
+from kvmd.qemu.used import Used
 from kvmd.runtime import Runtime
 
 
@@ -54,18 +55,19 @@ def _open_files(
     """Warnings, images, kernel, initrd. Blocks as long as the storage takes. Raises ``StartFailed``."""
     chains: list[Image] = []
     warnings: list[str] = []
+    used = Used(guest.name)
     for disk in guest.disks:
-        images.create(disk, user)
+        images.create(disk, user, used)
         layers = images.open_disk(disk, descriptors)
         chains.append(layers)
-        if doubt := images.doubt(disk, layers):
-            warnings.append(doubt)
+        warnings += [*images.doubts(disk, layers), used.note(disk, layers)]
+    warnings.append(used.save())
     for cdrom in guest.cdroms:
         chains.append([Layer(descriptors.take(open_file(cdrom.path, "CD image")), "raw")])
     boot = guest.boot
     kernel = descriptors.take(open_readable(boot.kernel, "kernel", guest.memory)) if boot.kernel else None
     initrd = descriptors.take(open_readable(boot.initrd, "initrd", guest.memory)) if boot.initrd else None
-    return warnings, chains, kernel, initrd
+    return list(filter(None, warnings)), chains, kernel, initrd
 
 
 def _tap(

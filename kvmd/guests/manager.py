@@ -22,6 +22,7 @@ from kvmd.guests.register import Register
 from kvmd.network.dnsmasq import Dnsmasq
 from kvmd.network.lan import Lan
 from kvmd.network.model.nicstatus import NicStatus
+from kvmd.qemu import used
 from kvmd.qemu.accelerator import Accelerator
 from kvmd.systemd.journal import WRITTEN_BY_ROOT, Event, Journal, newest_first
 from kvmd.systemd.sysbus import BusError
@@ -42,6 +43,7 @@ class Manager:
         self._accelerator = Accelerator(systemd, lambda: self.changed(None))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alone: dict[str, int] = {}  # QEMU of those that run, but could not be taken over
+        self._reloading: asyncio.Task[None] | None = None
         self._closed = False
         self.changed: Callable[[str | None], None] = lambda name: None
 
@@ -133,6 +135,8 @@ class Manager:
     async def _start_unit(self, unit: str, known: Known) -> str:
         if known.run:
             await known.run.released.wait()  # PID 1 has QEMU's scope to make first
+        if self._reloading:
+            await asyncio.wait((self._reloading,))
         try:
             return await self._systemd.start_unit(unit)
         except BusError as error:
@@ -257,13 +261,16 @@ class Manager:
     def reload(self) -> Awaitable[object]:
         """Read the guest files again; what runs stays as it was started, but for its limits: wait for these.
 
-        And for the network, which a daemon that has just started looks at, and clears up, after it is ready.
+        And for systemd, which knows of them then; and for the network, which a daemon that has just started looks at,
+        and clears up, after it is ready.
         """
-        before = self._register.said_to_systemd()
+        before, known = self._register.said_to_systemd(), self._register.names()
         names = self._read_files()
         self._declare()
+        if known - self._register.names():
+            self._forget()
         if self._register.said_to_systemd() != before:
-            self._background(self._systemd.reload(), "daemon-reload")
+            self._reloading = self._background(self._systemd.reload(), "daemon-reload")
         limits = [
             self._background(self._set_limits(guest, known.file.snapshot, run), f"limits of {known.name}")
             for known in self._register
@@ -271,7 +278,8 @@ class Manager:
         ]
         for name in (*names, None):
             self.changed(name)
-        return asyncio.gather(*limits, self._background(self._host.lan.begun(), "network"))
+        begun = self._background(self._host.lan.begun(), "network")
+        return asyncio.gather(*limits, begun, *([self._reloading] if self._reloading else []))
 
     async def _set_limits(self, guest: Guest, snapshot: Mapping[str, bytes], run: Machine) -> None:
         """New limits hold at once, where nothing else has changed and none was taken away."""
@@ -293,6 +301,10 @@ class Manager:
             guest = file.stem if file.suffix == ".toml" and NAME.fullmatch(file.stem) else None
             self._journal.say(Event.FILE, str(problem), guest, LOG_ERR)
         return names
+
+    def _forget(self) -> None:
+        """What guests that are no more have used."""
+        self._background(asyncio.to_thread(used.forget_all_but, self._register.names()), "forget images")
 
     def _declare(self) -> None:
         """Tell the network which taps to expect."""
@@ -316,6 +328,7 @@ class Manager:
             self._register.get(name).failed = result
         self._alone = found.alone
         self._declare()
+        self._forget()
         await self._accelerator.look()
 
     def activate_units(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from kvmd.config import directory
 from kvmd.config.directory import Entry
 from kvmd.config.guestfile import HostIds
 from kvmd.errors import Busy, NoSuchGuest, NotRunning, Problem
-from kvmd.guest import Nic
+from kvmd.guest import IMAGES, Guest, Nic
 from kvmd.guests.known import Known
 from kvmd.guests.machine import Machine, State
 
@@ -39,6 +40,10 @@ class Register:
         news = sorted(set(found.problems) - set(self.problems))
         self.problems = found.problems
         return names, news
+
+    def names(self) -> set[str]:
+        """Of guests with a file, usable or not, and of those that run."""
+        return set(self._known)
 
     def add(self, name: str, machine: Machine) -> None:
         """One that an earlier daemon started."""
@@ -81,9 +86,16 @@ class Register:
         guests = (known.current for known in self)
         return [nic for guest in guests if guest for nic in guest.nics]
 
-    def said_to_systemd(self) -> dict[str, tuple[bool, str]]:
+    def said_to_systemd(self) -> dict[str, tuple[bool, str, frozenset[Path]]]:
         """What kvmd-generator makes units of."""
         guests = (known.file.guest for known in self if known.file.guest)
-        return {
-            guest.name: (guest.autostart, guest.restart) for guest in guests if guest.autostart or guest.restart != "no"
-        }
+        said = {guest.name: (guest.autostart, guest.restart, _elsewhere(guest)) for guest in guests}
+        return {name: about for name, about in said.items() if about != (False, "no", frozenset())}
+
+
+def _elsewhere(guest: Guest) -> frozenset[Path]:
+    """Its images that do not lie where images lie."""
+    paths: set[Path | None] = {guest.boot.kernel, guest.boot.initrd, *(cdrom.path for cdrom in guest.cdroms)}
+    for disk in guest.disks:
+        paths |= {disk.path, disk.base, *disk.backing}
+    return frozenset(path for path in paths if path and not path.is_relative_to(IMAGES))

@@ -9,6 +9,7 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     files       |   | opened by root: no stranger's link, nothing blocks |
     process     |   | QEMU spawned: its user, its descriptors, its pidfd |
     users       |   | a user of its own for each guest                   | process
-    images      |   | disk images: created, opened, none believed        | argv headers files process
+    used        |   | the images a guest has used: none is made anew     | argv
+    images      |   | disk images: created, opened, none believed        | argv headers files process used
     qmp         |   | the few QMP commands and events                    |
 """

@@ -7,6 +7,7 @@ no way from there to others' files. All of it blocks as long as the storage take
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -37,7 +38,9 @@ def open_file(path: Path, what: str, *, write: bool = False) -> int:
         finally:
             os.close(found)
     except OSError as error:
-        raise StartFailed(f"cannot open the {what} {path}: {error.strerror}") from error
+        target = os.path.realpath(path)
+        hint = f" (it is a link to {target}: is the file system mounted?)" if path.is_symlink() else ""
+        raise StartFailed(f"cannot open the {what} {path}: {error.strerror}{hint}") from error
 
 
 def open_readable(path: Path, what: str, memory: int) -> int:
@@ -85,10 +88,11 @@ def new_file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
     try:
         if owners - {0}:
             raise StartFailed("a link that is not root's leads to its directory (name the directory itself)")
+        mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # its name may be as long as names can be
         for left in Path(f"/proc/self/fd/{directory}").iterdir():  # by a kvmd that was killed
-            if re.fullmatch(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.new", left.name):
+            if re.fullmatch(rf"\.kvmd-{mark}-[0-9a-f]{{16}}", left.name):
                 os.unlink(left.name, dir_fd=directory)
-        name = f".{path.name}.{secrets.token_hex(8)}.new"
+        name = f".kvmd-{mark}-{secrets.token_hex(8)}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=directory)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from kvmd.errors import StartFailed
@@ -18,6 +19,7 @@ from kvmd.qemu.argv import Layer
 from kvmd.qemu.files import new_file, open_file
 from kvmd.qemu.headers import BadHeader, Header
 from kvmd.qemu.process import ENVIRONMENT, Descriptors, User
+from kvmd.qemu.used import Used
 
 LONGEST_CHAIN = 64  # images
 MEMORY, SECONDS = 1 << 30, 30  # of qemu-img: bytes, and processor time
@@ -31,12 +33,17 @@ def open_disk(disk: Disk, descriptors: Descriptors) -> list[Layer]:
     return _open_chain(disk, disk.path, disk.format, descriptors)
 
 
-def doubt(disk: Disk, layers: list[Layer]) -> str:
-    """What is odd about a disk that can be used all the same, in one sentence, or ""."""
-    found = headers.format_of(_beginning(layers[0].fd)) if disk.format == "raw" else ""
-    if not found:
-        return ""
-    return f'the disk image {disk.path} is used as raw, but begins as {found} does (if it is one: format = "{found}")'
+def doubts(disk: Disk, layers: list[Layer]) -> Iterator[str]:
+    """What is odd about a disk that can be used all the same: sentences."""
+    top = layers[0]
+    data = _beginning(top.fd)
+    if disk.format == "raw" and (found := headers.format_of(data)):
+        hint = f'if it is one: format = "{found}"'
+        yield f"the disk image {disk.path} is used as raw, but begins as {found} does ({hint})"
+    size = os.lseek(top.fd, 0, os.SEEK_END) if disk.format == "raw" else headers.parse(disk.format, data).size
+    if disk.size and size and disk.size > size:
+        hint = f"qemu-img resize -f {disk.format} {disk.path} {disk.size} while the guest is off"
+        yield f"the disk image {disk.path} has {size} bytes, not {disk.size}: one that exists does not grow ({hint})"
 
 
 def _open_chain(disk: Disk, path: Path, format: str, descriptors: Descriptors) -> list[Layer]:
@@ -107,13 +114,14 @@ def _beside(path: Path, name: str) -> Path:
     return path.with_name(name)
 
 
-def create(disk: Disk, user: User) -> None:
+def create(disk: Disk, user: User, used: Used) -> None:
     """Create the image where it is missing and the file gives ``size`` or ``base``; never touch one that is there.
 
     ``user`` is whom qemu-img runs as. Raises ``StartFailed``; nothing half made is left.
     """
     if os.path.lexists(disk.path):
         return
+    used.refuse_new(disk)
     if disk.size is None and disk.base is None:
         raise StartFailed(f"there is no disk image {disk.path} (put it there, or give the disk a size to create it)")
     backing: list[str] = []
@@ -121,6 +129,8 @@ def create(disk: Disk, user: User) -> None:
     try:
         if disk.base is not None:
             base_size = _base_size(disk)
+            if size is not None and size < base_size:
+                raise StartFailed(f"its size, {size}, is less than that of its base {disk.base}, {base_size} bytes")
             backing = ["-u", "-b", str(disk.base), "-F", disk.base_format]
             size = size or base_size
         with new_file(disk.path) as (fd, keep):

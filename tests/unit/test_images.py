@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import struct
@@ -16,8 +17,9 @@ import pytest
 
 from kvmd.errors import StartFailed
 from kvmd.guest import BACKED_FORMATS, FORMATS, Disk
-from kvmd.qemu import files, headers, images
+from kvmd.qemu import files, headers, images, used
 from kvmd.qemu.process import Descriptors, User
+from kvmd.qemu.used import Used, forget_all_but
 
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
@@ -177,9 +179,20 @@ def test_no_format_is_guessed(tmp_path: Path, opened: Descriptors) -> None:
 def test_a_raw_disk_that_does_not_look_raw_is_doubted(tmp_path: Path, opened: Descriptors) -> None:
     for path, doubts in ((make(tmp_path / "a"), True), (make(tmp_path / "b", "raw"), False)):
         disk = Disk(path, format="raw")
-        assert ('format = "qcow2"' in images.doubt(disk, images.open_disk(disk, opened))) == doubts
+        assert ('format = "qcow2"' in "".join(images.doubts(disk, images.open_disk(disk, opened)))) == doubts
     disk = Disk(tmp_path / "a")
-    assert images.doubt(disk, images.open_disk(disk, opened)) == ""
+    assert list(images.doubts(disk, images.open_disk(disk, opened))) == []
+
+
+@needs_qemu
+@pytest.mark.parametrize("format", ["qcow2", "raw", "vmdk"])
+def test_a_size_that_the_image_does_not_have(tmp_path: Path, format: str, opened: Descriptors) -> None:
+    disk = Disk(make(tmp_path / "disk", format), 9 * MEGABYTE, format)
+    [doubt] = images.doubts(disk, images.open_disk(disk, opened))
+    assert f"has {8 * MEGABYTE} bytes, not {9 * MEGABYTE}: one that exists does not grow (qemu-img resize -f" in doubt
+    for size in (None, 7 * MEGABYTE, 8 * MEGABYTE):
+        same = replace(disk, size=size)
+        assert list(images.doubts(same, images.open_disk(same, opened))) == []
 
 
 @needs_qemu
@@ -286,6 +299,74 @@ def test_a_kernel_is_copied_within_bounds(tmp_path: Path) -> None:
     os.close(fd)
 
 
+# --- used before ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(used, "STATE", tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state"
+
+
+def use(disk: Disk) -> str:
+    known = Used("web")
+    with Descriptors() as descriptors:
+        doubt = known.note(disk, images.open_disk(disk, descriptors))
+    assert known.save() == ""
+    return doubt
+
+
+@needs_qemu
+def test_what_has_been_used_is_not_made_anew(tmp_path: Path, state: Path) -> None:
+    disk = Disk(make(tmp_path / "disk"), MEGABYTE)
+    assert use(disk) == ""
+    disk.path.unlink()
+    with pytest.raises(StartFailed, match=f"has gone, which this guest has used before .*: rm {state}/web/disks"):
+        images.create(disk, USER, Used("web"))
+    assert not disk.path.exists()
+    Used("other").refuse_new(disk)
+    (state / "web/disks").unlink()
+    Used("web").refuse_new(disk)
+
+
+@needs_qemu
+def test_with_the_guest_its_images_are_forgotten(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on storage that is away are not: they may come back, and so may the guest."""
+    disk = Disk(make(tmp_path / "disk"))
+    use(disk)
+    forget_all_but({"web"})
+    assert (state / "web/disks").exists()
+    monkeypatch.setattr(used, "_storage", lambda path: 1)
+    forget_all_but(set())
+    with pytest.raises(StartFailed):
+        Used("web").refuse_new(disk)
+    monkeypatch.undo()
+    monkeypatch.setattr(used, "STATE", state)
+    forget_all_but(set())
+    assert list(state.iterdir()) == []
+
+
+@needs_qemu
+def test_what_lies_below_must_stay_what_it_was(tmp_path: Path, state: Path) -> None:
+    base = make(tmp_path / "base")
+    disk = Disk(make(tmp_path / "disk", "qcow2", "-b", base, "-F", "qcow2"), base=base)
+    assert use(disk) == ""
+    assert use(disk) == ""
+    make(base)
+    assert use(disk) == (
+        f"what lies below the disk image {disk.path} is not what it was: the guest's data may be damaged by it"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', '{"/disk": {"below": 3}}'])
+def test_a_damaged_record_stops_nobody(state: Path, text: str) -> None:
+    (state / "web").mkdir()
+    (state / "web/disks").write_text(text)
+    Used("web").refuse_new(Disk(Path("/other")))
+    forget_all_but(set())
+
+
 # --- made -------------------------------------------------------------------------------------------------------------
 
 USER = User(STRANGER, STRANGER)
@@ -296,13 +377,13 @@ USER = User(STRANGER, STRANGER)
 @pytest.mark.parametrize("format", FORMATS)
 def test_made_by_the_guests_user_and_then_roots(tmp_path: Path, format: str, opened: Descriptors) -> None:
     disk = Disk(tmp_path / "new/disk", 8 * MEGABYTE, format)
-    images.create(disk, USER)
+    images.create(disk, USER, Used("web"))
     status = disk.path.stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
     assert [path.name for path in disk.path.parent.iterdir()] == ["disk"]
     assert images.open_disk(disk, opened)
     disk.path.write_bytes(b"precious")
-    images.create(disk, USER)
+    images.create(disk, USER, Used("web"))
     assert disk.path.read_bytes() == b"precious"
 
 
@@ -312,7 +393,7 @@ def test_made_by_the_guests_user_and_then_roots(tmp_path: Path, format: str, ope
 def test_an_overlay_is_as_large_as_its_base(tmp_path: Path, format: str, opened: Descriptors) -> None:
     base = make(tmp_path / "base", format)
     disk = Disk(tmp_path / "disk", base=base, base_format=format)
-    images.create(disk, USER)
+    images.create(disk, USER, Used("web"))
     assert headers.parse("qcow2", disk.path.read_bytes()).size == 8 * MEGABYTE
     assert names(images.open_disk(disk, opened)) == ["disk", "base"]
 
@@ -323,8 +404,25 @@ def test_nothing_is_made_upon_a_base_that_cannot_be_used(tmp_path: Path) -> None
     base = make(tmp_path / "base", "qcow2", "-u", "-b", "/etc/shadow", "-F", "raw")
     disk = Disk(tmp_path / "disk", base=base)
     with pytest.raises(StartFailed, match=r"cannot create .*/base names '/etc/shadow' below it"):
-        images.create(disk, USER)
+        images.create(disk, USER, Used("web"))
     assert not disk.path.exists()
+
+
+@needs_qemu
+@needs_root
+def test_an_overlay_is_not_smaller_than_its_base(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "disk", 4 * MEGABYTE, base=make(tmp_path / "base"))
+    with pytest.raises(StartFailed, match=f"its size, {4 * MEGABYTE}, is less than that of its base .*{8 * MEGABYTE}"):
+        images.create(disk, USER, Used("web"))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@needs_qemu
+@needs_root
+def test_the_longest_name(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / ("n" * 255), MEGABYTE)
+    images.create(disk, USER, Used("web"))
+    assert disk.path.exists()
 
 
 @needs_root
@@ -334,7 +432,8 @@ def test_in_a_strangers_directory(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / ".disk.new").symlink_to(victim)
-    (tmp_path / f".disk.{'0' * 16}.new").symlink_to(victim)
+    mark = hashlib.sha256(b"disk").hexdigest()[:16]
+    (tmp_path / f".kvmd-{mark}-{'0' * 16}").symlink_to(victim)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with files.new_file(tmp_path / "disk") as (fd, keep):
         os.write(fd, b"new")
@@ -343,14 +442,14 @@ def test_in_a_strangers_directory(tmp_path: Path) -> None:
     assert victim.read_text() == "mine"
     assert victim.stat().st_uid == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [".disk.new", "dangling", "disk", "victim"]
-    images.create(Disk(tmp_path / "dangling", 8 * MEGABYTE), USER)
+    images.create(Disk(tmp_path / "dangling", 8 * MEGABYTE), USER, Used("web"))
     assert (tmp_path / "dangling").is_symlink()
     (tmp_path / "way").symlink_to("/etc")
     os.lchown(tmp_path / "way", STRANGER, STRANGER)
     with pytest.raises(StartFailed, match="a link that is not root's leads to its directory"):
-        images.create(Disk(tmp_path / "way/disk", 8 * MEGABYTE), USER)
+        images.create(Disk(tmp_path / "way/disk", 8 * MEGABYTE), USER, Used("web"))
     with pytest.raises(StartFailed, match="No such file"):
-        images.create(Disk(tmp_path / "way/new/disk", 8 * MEGABYTE), USER)
+        images.create(Disk(tmp_path / "way/new/disk", 8 * MEGABYTE), USER, Used("web"))
 
 
 @pytest.fixture
@@ -377,10 +476,10 @@ def test_qemu_img_is_bounded(public: Path, monkeypatch: pytest.MonkeyPatch) -> N
         fake.write_text(f"#!/bin/sh\n{script}\n")
         fake.chmod(0o755)
         with pytest.raises(StartFailed, match=sentence):
-            images.create(disk, USER)
+            images.create(disk, USER, Used("web"))
     fake.unlink()
     (public / "prlimit").symlink_to("/usr/bin/prlimit")
     monkeypatch.setattr(images, "ENVIRONMENT", {"PATH": str(public)})
     with pytest.raises(StartFailed, match="there is no qemu-img"):
-        images.create(disk, USER)
+        images.create(disk, USER, Used("web"))
     assert [path.name for path in public.iterdir()] == ["prlimit"]
