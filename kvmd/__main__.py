@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ THREADS = 64  # of which storage that does not answer holds one for each start
 
 def check(paths: Sequence[Path]) -> int:
     """``kvmd --check``: print every problem of every file; the exit status."""
-    found = read(HostIds(""), paths)
+    found = read(HostIds(""), paths, same=lambda path: Path(os.path.realpath(path)))
     problems = found.problems + [Problem(str(path), 1, "", "there is no such file") for path in found.missing]
     for problem in sorted(problems):
         print(problem)
@@ -65,7 +66,7 @@ async def serve() -> None:
         service = Service(bus, manager)
         manager.changed = service.refresh
         try:
-            watch = Watch(DIRECTORY, manager.reload)
+            watch = Watch(DIRECTORY, manager.reload, links=True)
             stack.callback(watch.close)
         except OSError as error:
             raise Unavailable(f"cannot watch {DIRECTORY}: {error.strerror}") from error

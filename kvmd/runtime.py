@@ -2,6 +2,7 @@
 
 guest.toml kvmd.conf    the files as they were when the guest was started
 qemu.pid                QEMU's process ID, once the guest goes on whatever becomes of the daemon
+images                  which files it uses as disks
 pid stop_timeout        for kvmd@NAME.service and its stop helper
 ready                   there once the guest has said so
 vsock                   its address (CID), and the port of the host to which its systemd says it
@@ -13,6 +14,7 @@ serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -102,6 +104,14 @@ class Runtime:
             return (self.path / "invocation").read_text()
         except OSError:
             return ""
+
+    def images(self) -> list[tuple[int, int, str, bool]]:
+        """Of each image it uses: device and inode, its path, whether it is written to."""
+        try:
+            uses = json.loads((self.path / "images").read_text())
+            return [(int(device), int(inode), str(path), bool(write)) for device, inode, path, write in uses]
+        except (OSError, ValueError, TypeError):  # started by a version that did not write it
+            return []
 
     def note_ready(self) -> None:
         with contextlib.suppress(OSError):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ class GuestFile:
     document: Document
 
 
-def conflicts(files: Iterable[GuestFile]) -> list[Problem]:
-    """What guests cannot have at the same time; the blame is on the later one by name."""
+def conflicts(files: Iterable[GuestFile], same: Callable[[Path], Path] = lambda path: path) -> list[Problem]:
+    """What guests cannot have at the same time; the blame is on the later one by name.
+
+    ``same``: what an image's path stands for, where that can be known.
+    """
     in_order = sorted(files, key=lambda file: (file.guest.name, str(file.guest.file)))
-    return sorted(_clashes([claim for file in in_order for claim in _claims(file)]))
+    claims = [claim for file in in_order for claim in _claims(file)]
+    real = [replace(claim, value=same(claim.value)) if isinstance(claim.value, Path) else claim for claim in claims]
+    return sorted(_clashes(real))
 
 
 def own_conflicts(file: GuestFile) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ class Entry:
     guest: Guest | None = None
     snapshot: dict[str, bytes] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    stamp: object = None
+
+    def stale(self, name: str) -> bool:
+        """Whether the file of this name is not what was read."""
+        return self.stamp != watch.stamp(DIRECTORY / f"{name}.toml")
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,13 @@ class Configuration:
     open_firewalls: bool | None  # None: kvmd.conf cannot be used
 
 
-def read(ids: guestfile.HostIds, paths: Sequence[Path] = (), directory: Path = DIRECTORY) -> Configuration:
-    """``paths``: guest files to read instead of all of the directory's."""
+def read(
+    ids: guestfile.HostIds,
+    paths: Sequence[Path] = (),
+    directory: Path = DIRECTORY,
+    same: Callable[[Path], Path] = lambda path: path,
+) -> Configuration:
+    """``paths``: guest files to read instead of all of the directory's. ``same``: what an image's path stands for."""
     problems: list[Problem] = []
     source: bytes = b""
     defaults: Mapping[str, Any] = {}
@@ -50,6 +60,7 @@ def read(ids: guestfile.HostIds, paths: Sequence[Path] = (), directory: Path = D
     parsed: list[guestfile.GuestFile] = []
     missing: list[Path] = []
     for path in paths or sorted(directory.glob("*.toml")):
+        stamp = watch.stamp(path)
         try:
             text = watch.read(path)
             if text is None:
@@ -57,16 +68,16 @@ def read(ids: guestfile.HostIds, paths: Sequence[Path] = (), directory: Path = D
                 continue
             parsed.append(guestfile.parse(text, path, ids, defaults))
             guest = None if unusable else parsed[-1].guest
-            guests[path.stem] = Entry(guest, {SNAPSHOT: text, DEFAULTS: source}, unusable)
+            guests[path.stem] = Entry(guest, {SNAPSHOT: text, DEFAULTS: source}, unusable, stamp)
         except InvalidConfiguration as error:
             wrong = _marked(error.problems, watch.private(path))
             if NAME.fullmatch(path.stem):
-                guests[path.stem] = Entry(problems=wrong)
+                guests[path.stem] = Entry(problems=wrong, stamp=stamp)
             problems += wrong
         except Exception as error:  # noqa: BLE001  # a defect of ours: it concerns no other guest
             what = f"kvmd fails at it: {type(error).__name__}: {error}"
             problems.append(Problem(str(path), 1, "", what, "report it, please", private=True))
-    clashes = guestfile.conflicts(parsed)
+    clashes = guestfile.conflicts(parsed, same)
     private = bool(clashes) and any(watch.private(file.document.file) for file in parsed)  # it tells of two files
     for problem in _marked(clashes, private):
         name = Path(problem.file).stem

@@ -20,6 +20,7 @@ from kvmd.config.values import (
     list_of,
     mac,
     machine,
+    memory,
     network,
     pattern,
     size,
@@ -52,7 +53,7 @@ class Table:
 GUEST = Table(
     {
         "description": Key(line, host=False),
-        "memory": Key(size),
+        "memory": Key(memory),
         "cpus": Key(count(1, 1024)),
         "accelerator": Key(choice("auto", "kvm", "tcg")),
         "machine": Key(machine),

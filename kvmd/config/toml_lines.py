@@ -40,7 +40,7 @@ class Document:
         if len(raw) > SIZE_MAX:
             raise self._refusal(1, f"the file is larger than {SIZE_MAX >> 10} KiB", "is it a guest file?")
         try:
-            self._text = raw.decode()
+            self._text = raw.decode("utf-8-sig")  # editors on Windows begin a file with a byte order mark
             self.values: dict[str, Any] = tomli.loads(self._text)
         except UnicodeDecodeError as error:
             line = raw.count(b"\n", 0, error.start) + 1

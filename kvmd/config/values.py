@@ -18,6 +18,8 @@ SIZE_HINT = 'write bytes, or a number with K, M, G or T: "512M"'
 SPAN_HINT = 'write seconds, or a time span: "90s", "5min", "1h 30min"'
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _WEEK = 7 * 86400.0
+MEGABYTE = 1 << 20
+LEAST_PLAIN = 64 * MEGABYTE
 
 # systemd.time(7), without months and years
 _UNITS = {
@@ -116,11 +118,19 @@ def size(value: object) -> int:
         size = int(match[1]) << 10 * _POWERS[match[2]]
     if isinstance(size, bool) or not isinstance(size, int):
         raise Wrong(f"{show(value)} is not a size", SIZE_HINT)
-    if size < 1 << 20:
+    if size < MEGABYTE:
         raise Wrong(f"{show(value)} is too small", 'write at least "1M"')
     if size >= 1 << 63:
         raise Wrong(f"{show(value)} is too large", SIZE_HINT)
     return size
+
+
+def memory(value: object) -> int:
+    """Bytes; a small number without a unit is another tool's number of KiB, libvirt's for one."""
+    if isinstance(value, int) and MEGABYTE <= value < LEAST_PLAIN:
+        hint = f'a number alone is bytes; write "{value >> 20}M", or "{value >> 10}M" if it is a number of KiB'
+        raise Wrong(f"{show(value)} is {value >> 20} MiB", hint)
+    return size(value)
 
 
 def span(value: object) -> float:
@@ -208,7 +218,11 @@ def interface(value: object) -> str:
 def mac(value: object) -> str:
     address = text(value).lower()
     if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", address):
-        raise Wrong(f"{show(value)} is not a MAC address", "write six pairs of hexadecimal digits: 52:54:00:12:34:56")
+        digits = re.sub(r"[-:.]", "", address)
+        hint = "write six pairs of hexadecimal digits: 52:54:00:12:34:56"
+        if re.fullmatch(r"[0-9a-f]{12}", digits):
+            hint = f'write "{":".join(re.findall("..", digits))}"'
+        raise Wrong(f"{show(value)} is not a MAC address", hint)
     if int(address[:2], 16) & 1 or not address.strip("0:"):
         raise Wrong(f"{show(value)} is not the address of one machine", "begin it with 52:54:00")
     return address

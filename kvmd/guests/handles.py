@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Literal
 
-from kvmd.guest import Guest, Nic
+from kvmd.errors import StartFailed
+from kvmd.guest import Disk, Guest, Nic
 from kvmd.guests.readiness import Readiness
 from kvmd.network.kernel import netlink
 from kvmd.network.lan import Lan
@@ -17,6 +19,11 @@ from kvmd.qemu.files import open_file, open_readable
 from kvmd.qemu.process import Descriptors, User
 from kvmd.qemu.used import Used
 from kvmd.runtime import Runtime
+
+PATIENCE = 5.0  # seconds
+
+Use = tuple[int, int, str, bool]  # of an image by a guest: device and inode, its path, whether it is written to
+InUse = Mapping[tuple[int, int], tuple[str, str, bool]]  # guest, path, whether it is written to
 
 
 async def open_handles(
@@ -28,46 +35,90 @@ async def open_handles(
     readiness: Readiness,
     descriptors: Descriptors,
     undo: AsyncExitStack,
-) -> tuple[list[str], Handles]:
+    say: Callable[[str], None],
+    in_use: InUse,
+) -> tuple[list[str], list[Use], Handles]:
     """Put it all into ``descriptors``, creating the images that are missing; and what a person should be told.
 
-    ``user`` is whom QEMU will run as. Raises ``KvmdError``.
+    ``user`` is whom QEMU will run as; ``say`` is told what keeps it waiting; ``in_use`` are images of others. Raises
+    ``KvmdError``.
     """
     if guest.nics:
         await lan.begun()
-    warnings, chains, kernel, initrd = await asyncio.to_thread(_open_files, guest, user, descriptors)
-    return warnings, Handles(
-        accelerator=accelerator,
-        images=chains,
-        taps=[_tap(guest, nic, accelerator, lan, descriptors, undo) for nic in guest.nics],
-        qmp_fd=descriptors.take(runtime.listen("qmp")),
-        spare_qmp_fd=descriptors.take(runtime.listen("qmp.spare")),
-        serial=runtime.path / "serial",
-        kernel=kernel,
-        initrd=initrd,
-        vsock=await readiness.offer_vsock(descriptors),
+    files = Files(guest, user, descriptors, in_use)
+    await files.open(say)
+    return (
+        files.warnings,
+        files.uses,
+        Handles(
+            accelerator=accelerator,
+            images=files.images,
+            taps=[_tap(guest, nic, accelerator, lan, descriptors, undo) for nic in guest.nics],
+            qmp_fd=descriptors.take(runtime.listen("qmp")),
+            spare_qmp_fd=descriptors.take(runtime.listen("qmp.spare")),
+            serial=runtime.path / "serial",
+            kernel=files.kernel,
+            initrd=files.initrd,
+            vsock=await readiness.offer_vsock(descriptors),
+        ),
     )
 
 
-def _open_files(
-    guest: Guest, user: User, descriptors: Descriptors
-) -> tuple[list[str], list[Image], int | None, int | None]:
-    """Warnings, images, kernel, initrd. Blocks as long as the storage takes. Raises ``StartFailed``."""
-    chains: list[Image] = []
-    warnings: list[str] = []
-    used = Used(guest.name)
-    for disk in guest.disks:
-        images.create(disk, user, used)
-        layers = images.open_disk(disk, descriptors)
-        chains.append(layers)
-        warnings += [*images.doubts(disk, layers), used.note(disk, layers)]
-    warnings.append(used.save())
-    for cdrom in guest.cdroms:
-        chains.append([Layer(descriptors.take(open_file(cdrom.path, "CD image")), "raw")])
-    boot = guest.boot
-    kernel = descriptors.take(open_readable(boot.kernel, "kernel", guest.memory)) if boot.kernel else None
-    initrd = descriptors.take(open_readable(boot.initrd, "initrd", guest.memory)) if boot.initrd else None
-    return list(filter(None, warnings)), chains, kernel, initrd
+class Files:
+    """A guest's images, its kernel and its initrd, opened in a thread: storage may take its time."""
+
+    def __init__(self, guest: Guest, user: User, descriptors: Descriptors, in_use: InUse) -> None:
+        self._guest = guest
+        self._in_use = in_use
+        self._user = user
+        self._descriptors = descriptors
+        self._at = guest.file  # what the thread is at
+        self.images: list[Image] = []
+        self.kernel: int | None = None
+        self.initrd: int | None = None
+        self.warnings: list[str] = []
+        self.uses: list[Use] = []
+
+    async def open(self, say: Callable[[str], None]) -> None:
+        """Opened when it returns; what it waits for goes to ``say``. Raises ``StartFailed``."""
+        opening = asyncio.create_task(asyncio.to_thread(self._open))
+        try:
+            if not (await asyncio.wait((opening,), timeout=PATIENCE))[0]:
+                say(f"waits for its storage: {self._at} does not answer (systemctl stop ends the start)")
+            await opening
+        finally:
+            opening.cancel()
+
+    def _open(self) -> None:
+        guest, take = self._guest, self._descriptors.take
+        used = Used(guest.name)
+        for disk in guest.disks:
+            self._at = disk.path
+            images.create(disk, self._user, used)
+            layers = images.open_disk(disk, self._descriptors)
+            self.images.append(layers)
+            self._claim(disk, layers)
+            self.warnings += filter(None, [*images.doubts(disk, layers), used.note(disk, layers)])
+        for cdrom in guest.cdroms:
+            self._at = cdrom.path
+            self.images.append([Layer(take(open_file(cdrom.path, "CD image")), "raw")])
+        if guest.boot.kernel:
+            self._at = guest.boot.kernel
+            self.kernel = take(open_readable(guest.boot.kernel, "kernel", guest.memory))
+        if guest.boot.initrd:
+            self._at = guest.boot.initrd
+            self.initrd = take(open_readable(guest.boot.initrd, "initrd", guest.memory))
+        self.warnings += filter(None, [used.save()])
+
+    def _claim(self, disk: Disk, layers: Sequence[Layer]) -> None:
+        """QEMU's locks would refuse it as well, but cannot say whose it is. Raises ``StartFailed``."""
+        for depth, layer in enumerate(layers):
+            status = os.fstat(layer.fd)
+            write = not (depth or disk.readonly)
+            guest, path, others = self._in_use.get((status.st_dev, status.st_ino), ("", "", False))
+            if guest and (write or others):
+                raise StartFailed(f"the disk image {disk.path} is in use by guest {guest}, which knows it as {path}")
+            self.uses.append((status.st_dev, status.st_ino, str(disk.path), write))
 
 
 def _tap(

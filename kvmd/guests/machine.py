@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -18,7 +19,7 @@ from kvmd.console.streams import Streams
 from kvmd.errors import KvmdError, StartFailed, Timeout, Unavailable
 from kvmd.guest import Guest
 from kvmd.guests import ending
-from kvmd.guests.handles import open_handles
+from kvmd.guests.handles import InUse, Use, open_handles
 from kvmd.guests.nics import Nics
 from kvmd.guests.readiness import Readiness
 from kvmd.guests.steering import Steering
@@ -98,6 +99,7 @@ class Machine:
         self.failure = ""
         self.accelerator: Literal["", "kvm", "tcg"] = ""
         self.started = 0
+        self.uses: list[Use] = []
         self.released = asyncio.Event()
         self.closed = asyncio.Event()
         self._boots = False  # anew, and nobody has told dnsmasq yet
@@ -125,11 +127,14 @@ class Machine:
     def serial_pending(self) -> int:
         return self._streams.serial.spool.pending if self._streams else 0
 
-    async def start(self, find_kvm: Awaitable[Kvm]) -> None:
-        """Returns once QEMU runs and the network is applied. Raises ``KvmdError``; nothing is left over then."""
+    async def start(self, find_kvm: Awaitable[Kvm], in_use: InUse) -> None:
+        """Returns once QEMU runs and the network is applied. ``in_use``: images of guests that run.
+
+        Raises ``KvmdError``; nothing is left over then.
+        """
         try:
             async with AsyncExitStack() as undo:
-                await self._start(undo, await find_kvm)
+                await self._start(undo, await find_kvm, in_use)
                 self._undo = undo.pop_all()
         except BaseException as error:
             if isinstance(error, KvmdError):
@@ -140,7 +145,7 @@ class Machine:
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
         self._say(Event.STARTED, f"Guest {self.guest.name} is running ({self.accelerator}, PID {self.pid})")
 
-    async def _start(self, undo: AsyncExitStack, kvm: Kvm) -> None:
+    async def _start(self, undo: AsyncExitStack, kvm: Kvm, in_use: InUse) -> None:
         self.accelerator = accelerator = self._choose_accelerator(kvm)
         user = users.choose(self.guest.name, runtime.user_ids(but=self.guest.name))
         if accelerator == "kvm" and kvm.group is not None:
@@ -151,11 +156,13 @@ class Machine:
         users.publish(self.guest.name, user)
         streams.keep()
         with Descriptors() as descriptors:
-            warnings, handles = await open_handles(
-                self.guest, accelerator, user, self._runtime, self._host.lan, self._readiness, descriptors, undo
+            host = (self._runtime, self._host.lan, self._readiness)
+            warnings, self.uses, handles = await open_handles(
+                self.guest, accelerator, user, *host, descriptors, undo, self._warn, in_use
             )
+            self._runtime.write({"images": json.dumps(self.uses).encode()})
             for warning in warnings:
-                self._say(Event.FILE, f"Guest {self.guest.name}: {warning}", LOG_WARNING)
+                self._warn(f"may have trouble: {warning}")
             command = ["qemu-system-x86_64", *argv(self.guest, handles)]
             stderr = descriptors.take(self._runtime.stderr())
             process, release, give_up = await spawn(command, descriptors, user, stderr)
@@ -198,6 +205,7 @@ class Machine:
         invocation = self._runtime.invocation()
         streams.follow(invocation, resume=True)
         self.started = self._runtime.started()
+        self.uses = self._runtime.images()
         await self._readiness.resume(invocation)
         self._monitor = asyncio.create_task(self._take_monitor(), name=f"monitor of {self.guest.name}")
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
@@ -396,6 +404,9 @@ class Machine:
         """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
         assert self._streams is not None
         return self._streams.open_console()
+
+    def _warn(self, what: str) -> None:
+        self._say(Event.FILE, f"Guest {self.guest.name} {what}", LOG_WARNING)
 
     def _say(self, event: Event, message: str, priority: int = LOG_INFO) -> None:
         self._host.journal.say(event, message, self.guest.name, priority)

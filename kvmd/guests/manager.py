@@ -176,6 +176,8 @@ class Manager:
         if known.state is State.STOPPING:
             raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
         self._refuse_alone(known.name)
+        if known.file.stale(known.name):  # changed a moment ago, or where nobody hears of it
+            self.reload()
         guest = known.guest()
         expected = known.run.guest.nics if known.run else guest.nics
         known.run = Machine(guest, known.file.snapshot, self._host, lambda: self.changed(known.name))
@@ -187,7 +189,7 @@ class Manager:
 
     async def _start(self, known: Known, run: Machine) -> None:
         try:
-            await run.start(self._accelerator.find(run.guest))
+            await run.start(self._accelerator.find(run.guest), self._register.images())
             self._configure(known)
             await run.wait_ready()
         finally:

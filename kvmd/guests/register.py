@@ -81,6 +81,15 @@ class Register:
                 return known
         return None
 
+    def images(self) -> dict[tuple[int, int], tuple[str, str, bool]]:
+        """Those that running guests use, by device and inode: guest, path, whether it is written to."""
+        return {
+            (device, inode): (known.name, path, write)
+            for known in self
+            if known.run and known.on
+            for device, inode, path, write in known.run.uses
+        }
+
     def nics(self) -> list[Nic]:
         """Those of running guests as they were started, else as in the files."""
         guests = (known.current for known in self)

@@ -150,6 +150,8 @@ class Lan:
 
     def open_tap(self, nic: Nic, queues: int = 1) -> list[int]:
         """As ``netlink.open_tap``. Nothing is claimed for it before ``ready``: the LAN has to be asked first."""
+        if same := next((link.name for link in self._survey.others() if link.mac == nic.mac), ""):
+            raise StartFailed(f"the MAC address {nic.mac} of {nic.tap} is that of this host's {same} (choose another)")
         self._over.add(nic.tap)
         return netlink.open_tap(nic.tap, queues)
 

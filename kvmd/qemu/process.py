@@ -37,6 +37,7 @@ class Descriptors:
     """What QEMU inherits. Numbers stay the same in the child, so that they can stand in its arguments."""
 
     numbers: list[int] = field(default_factory=list)
+    closed: bool = False
 
     def __enter__(self) -> Descriptors:
         return self
@@ -44,12 +45,16 @@ class Descriptors:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.closed = True
         for number in self.numbers:
             os.close(number)
         self.numbers.clear()
 
     def take(self, fd: int) -> int:
-        """Own ``fd`` from now on; the number QEMU will know it by."""
+        """Own ``fd`` from now on; the number QEMU will know it by. Raises ``StartFailed`` if nobody waits any more."""
+        if self.closed:
+            os.close(fd)
+            raise StartFailed("the start was given up")
         number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FD)
         os.close(fd)
         self.numbers.append(number)

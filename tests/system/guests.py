@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from typing import Any
 
 import lab
@@ -78,6 +79,12 @@ class Guests:
 
     def get(self, name: str, prop: str) -> Any:
         return self._busctl("get-property", "org.kvmd1", self.path(name), "org.kvmd1.Guest", prop)
+
+    def until(self, name: str, prop: str, value: object) -> None:
+        """Asks until the property is so."""
+        deadline = time.monotonic() + 20
+        while (found := self.get(name, prop)) != value:
+            assert time.monotonic() < deadline, f"{prop} of {name} stays {found}"
 
     def path(self, name: str) -> str:
         """Of the guest's object: asked for once, since it says no more than the name."""

@@ -93,3 +93,45 @@ def test_a_start_fails_with_its_mount(guests: Guests) -> None:
     host.run("systemctl", "reset-failed", "srv-vm.mount")
     host.run("rm", "-rf", "/etc/systemd/system/srv-vm.mount", "/srv/vm")
     host.run("systemctl", "daemon-reload")
+
+
+@pytest.mark.complaints("could not be started")
+def test_one_image_under_two_names(guests: Guests) -> None:
+    """Also when a daemon has come that did not start the one that has it, and when it has another name by now."""
+    host = guests.host
+    host.run("truncate", "-s", "1M", "/var/lib/kvmd/images/a.raw")
+    host.run("ln", "/var/lib/kvmd/images/a.raw", "/var/lib/kvmd/images/b.raw")
+    host.run("ln", "-s", "a.raw", "/var/lib/kvmd/images/c.raw")
+    for name in "abc":
+        guests.linux(name, extra=DISK.format(f"{name}.raw"))
+    guests.start("a", ready=False)
+    for name in "bc":
+        said = refusal(guests, name)
+        path = "/var/lib/kvmd/images"
+        assert f"{path}/{name}.raw is in use by guest a, which knows it as {path}/a.raw" in said
+    host.run("systemctl", "restart", "kvmd")
+    assert "is in use by guest a" in refusal(guests, "b")
+    checked = host.run("kvmd", "--check", check=False).stdout
+    assert "/etc/kvmd/c.toml:9: disk.path" in checked
+    assert "is already used by guest a (images can be shared only read-only)" in checked
+    guests.clear()
+    host.run("sh", "-c", "rm /var/lib/kvmd/images/[abc].raw")
+
+
+def test_a_guest_file_that_is_a_link(guests: Guests) -> None:
+    """What it leads to is edited: that is noticed, and in any case read at the next start."""
+    host = guests.host
+    guests.linux("web")
+    host.run("mkdir", "/srv/git")
+    host.run("mv", "/etc/kvmd/web.toml", "/srv/git/web.toml")
+    host.run("ln", "-s", "/srv/git/web.toml", "/etc/kvmd/web.toml")
+    guests.call("Reload")
+    guests.start("web", ready=False)
+    assert guests.get("web", "NeedsRestart") is False
+    text = host.read("/srv/git/web.toml")
+    host.write("/srv/git/web.toml", f'description = "edited"\n{text}')
+    guests.until("web", "NeedsRestart", True)
+    host.run("systemctl", "restart", "kvmd@web")
+    assert guests.get("web", "Description") == "edited"
+    guests.clear()
+    host.run("rm", "-r", "/srv/git")
