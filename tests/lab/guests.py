@@ -12,6 +12,8 @@ The initrd (its /init is the file beside this one) understands on the kernel com
 
 and on ttyS0, a line each: echo X, ping ADDRESS, flood N, poweroff, reboot, panic, sh COMMAND.
 
+Other DHCP clients than busybox' come in an initrd that is appended: dhclient, and systemd-networkd.
+
 Another initrd has systemd in it, as PID 1, and one service. It prints "guest: starting", waits for a line "go", and
 prints "guest: serving"; then the system is up.
 """
@@ -53,6 +55,20 @@ case $1 in bound | renew) ;; *) exit 0 ;; esac
 [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
 echo "guest: DHCP $1 $ip${ip:+/$mask}$ipv6 router=$router mtu=$mtu dns=$dns" >/dev/ttyS0
 """
+
+CLIENTS = ["/usr/lib/systemd/systemd-networkd", "/usr/sbin/dhclient"]
+# fmt: off
+CLIENT_APPLETS = ["hostname", "mktemp", "mv", "chmod", "run-parts", "touch", "kill", "expr", "test", "[", "ln", "env"]
+CLIENT_SCRIPTS = [
+    "sbin/dhclient-script", "etc/dhcp/dhclient.conf", "etc/dhcp/dhclient-exit-hooks.d/rfc3442-classless-routes",
+]
+# fmt: on
+CLIENT_FILES = {
+    "etc/passwd": "root:x:0:0::/:/bin/sh\nsystemd-network:x:998:998::/:/bin/sh\n",
+    "etc/group": "root:x:0:\nsystemd-network:x:998:\n",
+    "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+    "etc/systemd/network/lan.network": "[Match]\nName=eth0\n[Network]\nDHCP=yes\nIPv6AcceptRA=yes\n",
+}
 
 SYSTEMD = ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor"]
 SYSTEMD_MODULES = ["virtio_pci", "vmw_vsock_virtio_transport"]
@@ -106,6 +122,50 @@ def initrd(release: str = "bookworm", tools: str | None = None) -> Path:
     return built(f"initrd-{release}", sources, lambda path: write_initrd(path, guest_files(kernel, box)))
 
 
+def clients_initrd(release: str = "bookworm") -> Path:
+    """The guest's initrd with those of the release's other DHCP clients."""
+    tree, base = root(release), initrd(release)
+    sources = key(tree.name, base.name, Path(__file__).read_bytes())
+
+    def write(path: Path) -> None:
+        path.write_bytes(base.read_bytes() + b"".join(cpio(client_files(tree))))
+
+    return built(f"clients-initrd-{release}", sources, write)
+
+
+def client_files(tree: Path) -> Iterator[File]:
+    for directory in ("etc", "etc/systemd", "etc/systemd/network", "etc/dhcp", "run", "var", "var/lib", "var/lib/dhcp"):
+        yield directory, 0o040755, b""
+    for directory in ("usr", "usr/lib", "usr/lib/systemd", "usr/sbin", "sbin", "lib64"):
+        yield directory, 0o040755, b""
+    yield "var/run", 0o120777, b"/run"
+    for applet in CLIENT_APPLETS:
+        yield f"bin/{applet}", 0o120777, b"busybox"
+    for name, text in CLIENT_FILES.items():
+        yield name, 0o100644, text.encode()
+    for name in CLIENT_SCRIPTS:
+        yield from parents(name)
+        yield name, 0o100755, (tree / name).read_bytes()
+    yield from programs(tree, CLIENTS)
+
+
+def parents(name: str) -> Iterator[File]:
+    if "/" in (directory := name.rpartition("/")[0]):
+        yield directory, 0o040755, b""
+
+
+def programs(tree: Path, paths: list[str]) -> Iterator[File]:
+    """With the libraries that they need."""
+    libraries = set()
+    for program in paths:
+        yield program[1:], 0o100755, (tree / program[1:]).read_bytes()
+        listing = subprocess.check_output(["chroot", tree, "/lib64/ld-linux-x86-64.so.2", "--list", program], text=True)
+        libraries |= {word for word in listing.split() if word.startswith("/")}
+    for library in sorted(libraries):
+        directory = "lib64" if "/ld-linux" in library else "usr/lib"
+        yield f"{directory}/{Path(library).name}", 0o100755, (tree / library[1:]).read_bytes()
+
+
 def systemd_initrd(release: str = "bookworm", systemd: str = "trixie") -> Path:
     """With the systemd of the release ``systemd``; Debian 12's cannot say READY=1 to a host."""
     kernel, tree = root(release), root(systemd)
@@ -121,14 +181,7 @@ def systemd_files(kernel: Path, tree: Path) -> Iterator[File]:
     yield "serve", 0o100644, SYSTEMD_SERVE.encode()
     for name, unit in SYSTEMD_UNITS.items():
         yield f"etc/systemd/system/{name}", 0o100644, unit.encode()
-    libraries = set()
-    for program in SYSTEMD:
-        yield program[1:], 0o100755, (tree / program[1:]).read_bytes()
-        listing = subprocess.check_output(["chroot", tree, "/lib64/ld-linux-x86-64.so.2", "--list", program], text=True)
-        libraries |= {word for word in listing.split() if word.startswith("/")}
-    for library in sorted(libraries):
-        directory = "lib64" if "/ld-linux" in library else "usr/lib"
-        yield f"{directory}/{Path(library).name}", 0o100755, (tree / library[1:]).read_bytes()
+    yield from programs(tree, SYSTEMD)
     yield from modules(kernel, SYSTEMD_MODULES)
 
 

@@ -24,6 +24,7 @@ PACKAGES = [
     "qemu-system-x86", "qemu-utils", "nftables", "polkitd",
     "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
     "radvd", "dnsmasq-base", "systemd-container", "libnss-systemd", "busybox-static",
+    "isc-dhcp-client",
 ]
 # fmt: on
 

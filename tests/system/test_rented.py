@@ -28,6 +28,7 @@ def host(deb: Path, request: pytest.FixtureRequest) -> Iterator[lab.Host]:
         host.make_lan(rented=True)
         host.write("/etc/resolv.conf", "nameserver 192.0.2.1\n")
         host.copy_in(lab.guests.initrd(request.param, tools="trixie"), "/var/lib/kvmd/images/asks.img")
+        host.copy_in(lab.guests.clients_initrd(request.param), "/var/lib/kvmd/images/clients.img")
         yield host
 
 
@@ -108,3 +109,26 @@ def test_only_the_hosts_mac_is_on_the_wire(guests: Guests) -> None:
     capture.terminate()
     assert capture.stdout.read().strip() == ""
     capture.wait()
+
+
+CLIENTS = {
+    "dhclient": "PATH=/bin:/sbin /usr/sbin/dhclient -1 -q -sf /sbin/dhclient-script eth0",
+    "networkd": "mount -o remount,ro /sys; /usr/lib/systemd/systemd-networkd 2>/dev/null >/dev/null",
+}
+
+
+@pytest.mark.parametrize("four", ["198.51.100.20", "203.0.113.7"])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_other_dhcp_clients(guests: Guests, client: str, four: str) -> None:
+    guests.linux("asks", top='memory = "256M"', extra=network(four, "2001:db8:5:6::42"), initrd="clients.img")
+    guests.write("asks", guests.host.read("/etc/kvmd/asks.toml").replace('memory = "128M"\n', "", 1))
+    guests.start("asks")
+    guests.type("asks", f"sh ({CLIENTS[client]}) & echo asking", "^asking")
+    wait = "until ip route | grep default; do usleep 50000; done; ip addr show dev eth0 | grep 'inet '"
+    assert four in guests.type("asks", f"sh {wait}", "^ *inet ")["MESSAGE"]
+    ping(guests, "asks", INTERNET[0], GATEWAY[0], HOST[0])
+    guests.host.lan.router.ping(four)
+    if client == "networkd":
+        settled = "ip -6 route | grep -q default && ip -6 addr | grep '::42/' | grep -qv tentative"
+        guests.type("asks", f"sh until {settled}; do usleep 50000; done; echo six", "^six")
+        ping(guests, "asks", INTERNET[1])
