@@ -42,6 +42,9 @@ class Exported(Protocol):
 
     def properties(self) -> dict[str, object]: ...
 
+    def concerns(self, arguments: list[Any]) -> str:
+        """The name of the guest that a call with these arguments is about, or ""."""
+
 
 class ManagerObject:
     """org.kvmd1.Manager."""
@@ -51,6 +54,9 @@ class ManagerObject:
 
     def properties(self) -> dict[str, object]:
         return self._manager.properties()
+
+    def concerns(self, arguments: list[Any]) -> str:
+        return next((name for name in arguments if isinstance(name, str)), "")
 
     async def StartGuest(self, name: str) -> str:
         await self._manager.start(name)
@@ -91,6 +97,9 @@ class GuestObject:
 
     def properties(self) -> dict[str, object]:
         return self._manager.guest_properties(self._name)
+
+    def concerns(self, arguments: list[Any]) -> str:
+        return self._name
 
     async def Start(self) -> None:
         await self._manager.start(self._name)
@@ -189,9 +198,10 @@ class Service:
             return
         try:
             if acts:
-                self._find(self._objects[call.path][0], call)
+                interface, exported = self._objects[call.path]
+                self._find(interface, call)
                 action = CONSOLE if call.member in ("OpenConsole", "ReadLog") else MANAGE
-                await self._polkit.authorise(call, uid, action)
+                await self._polkit.authorise(call, uid, action, exported.concerns(self._body(call)))
             at_once = uid == 0 or (acts and call.member != "ReadLog")
             async with contextlib.nullcontext() if at_once else self._callers.turn(uid):
                 await self._reply(call, *await self._run(call))

@@ -86,7 +86,7 @@ def _identity(fd: int) -> list[int]:
 
 def _storage(path: Path) -> int:
     """The file system that it lies on, or should (f_fsid of statvfs(3))."""
-    try:
-        return os.statvfs(os.path.realpath(path.parent)).f_fsid
-    except OSError:
-        return 0
+    for place in Path(os.path.realpath(path)).parents:
+        with suppress(OSError):
+            return os.statvfs(place).f_fsid
+    return 0

@@ -37,19 +37,22 @@ class Polkit:
         self._in_turn: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._cancellations = count(1)
 
-    async def authorise(self, call: Incoming, uid: int, action: str) -> None:
-        """Return if ``uid``, the sender of ``call``, may do ``action``. Raises ``AccessDenied``."""
+    async def authorise(self, call: Incoming, uid: int, action: str, guest: str) -> None:
+        """Return if ``uid``, the sender of ``call``, may do ``action`` to ``guest``, if any. Raises ``AccessDenied``.
+
+        A rule sees the guest and the method: ``action.lookup("guest")``, ``action.lookup("verb")``.
+        """
         if uid == 0:
             return
         async with self._in_turn.setdefault(uid, asyncio.Lock()):
-            allowed, challenge = await self._check(call, action, self._rules)
+            allowed, challenge = await self._check(call, action, guest, self._rules)
         if challenge and call.interactive:
-            allowed, challenge = await self._ask(call, uid, action)
+            allowed, challenge = await self._ask(call, uid, action, guest)
         if not allowed:
             hint = "authenticate, or try sudo" if challenge else "try sudo, or have a polkit rule allow it"
             raise AccessDenied(f"{call.member} refused: polkit's action {action} is not allowed to you ({hint})")
 
-    async def _ask(self, call: Incoming, uid: int, action: str) -> tuple[bool, bool]:
+    async def _ask(self, call: Incoming, uid: int, action: str, guest: str) -> tuple[bool, bool]:
         """Have polkit ask a person, who may take their time; where the caller leaves the bus it gives that up."""
         of_user = self._of_user.setdefault(uid, asyncio.Semaphore(PEOPLE_OF_USER))
         if of_user.locked():
@@ -59,7 +62,9 @@ class Polkit:
         cancellation = f"kvmd-{next(self._cancellations)}"
         async with of_user:
             try:
-                return await self._check(call, action, self._people, ALLOW_USER_INTERACTION, cancellation, PATIENCE)
+                return await self._check(
+                    call, action, guest, self._people, ALLOW_USER_INTERACTION, cancellation, PATIENCE
+                )
             except BaseException:
                 self._bus.post(AUTHORITY, "CancelCheckAuthorization", "s", cancellation)
                 raise
@@ -68,6 +73,7 @@ class Polkit:
         self,
         call: Incoming,
         action: str,
+        guest: str,
         room: asyncio.Semaphore,
         flags: int = 0,
         cancellation: str = "",
@@ -80,7 +86,7 @@ class Polkit:
                 AUTHORITY,
                 "CheckAuthorization",
                 "(sa{sv})sa{ss}us",
-                *(subject, action, {}, flags, cancellation),
+                *(subject, action, {"guest": guest, "verb": call.member}, flags, cancellation),
                 returns="(bba{ss})",
                 patience=patience,
                 room=room,

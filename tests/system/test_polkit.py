@@ -34,3 +34,37 @@ def test_a_rule_lets_a_group_in(guests: Guests) -> None:
     host.run("rm", "/etc/polkit-1/rules.d/10-kvmd.rules")
     host.run("userdel", "olga")
     host.run("groupdel", "operators")
+
+
+ONE_GUEST = """
+polkit.addRule(function(action, subject) {
+    if (action.id == "org.kvmd1.manage-guests" && subject.user == "olga" &&
+        action.lookup("guest") == "hers" && action.lookup("verb").indexOf("Start") == 0) {
+        return polkit.Result.YES;
+    }
+});
+"""
+
+
+def test_a_rule_for_one_guest(guests: Guests) -> None:
+    """It knows the guest, however it is called, and what is to be done to it."""
+    for name in ("hers", "theirs"):
+        guests.linux(name)
+    host = guests.host
+    host.run("useradd", "olga")
+    host.write("/etc/polkit-1/rules.d/10-kvmd.rules", ONE_GUEST)
+    host.run("systemctl", "restart", "polkit")
+
+    def ask(*call: str) -> int:
+        as_olga = ("setpriv", "--reuid=olga", "--regid=olga", "--init-groups")
+        return host.run(*as_olga, "busctl", "call", *call, check=False).returncode
+
+    manager = ("org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager")
+    for name, allowed in (("hers", 0), ("theirs", 1)):
+        guest = ("org.kvmd1", f"/org/kvmd1/guest/{name}", "org.kvmd1.Guest")
+        assert ask(*guest, "Start") == allowed
+        assert ask(*manager, "StartGuest", "s", name) == allowed
+        assert ask(*manager, "StopGuest", "s", name) == 1
+        assert ask(*guest, "Stop") == 1
+    host.run("rm", "/etc/polkit-1/rules.d/10-kvmd.rules")
+    host.run("userdel", "olga")
