@@ -134,7 +134,17 @@ def clients_initrd(release: str = "bookworm") -> Path:
 
 
 def client_files(tree: Path) -> Iterator[File]:
-    for directory in ("etc", "etc/systemd", "etc/systemd/network", "etc/dhcp", "run", "var", "var/lib", "var/lib/dhcp"):
+    for directory in (
+        "etc",
+        "etc/systemd",
+        "etc/systemd/network",
+        "etc/dhcp",
+        "run",
+        "run/systemd",
+        "var",
+        "var/lib",
+        "var/lib/dhcp",
+    ):
         yield directory, 0o040755, b""
     for directory in ("usr", "usr/lib", "usr/lib/systemd", "usr/sbin", "sbin", "lib64"):
         yield directory, 0o040755, b""

@@ -113,13 +113,13 @@ def test_only_the_hosts_mac_is_on_the_wire(guests: Guests) -> None:
 
 CLIENTS = {
     "dhclient": "PATH=/bin:/sbin /usr/sbin/dhclient -1 -q -sf /sbin/dhclient-script eth0",
-    "networkd": "mount -o remount,ro /sys; /usr/lib/systemd/systemd-networkd 2>/dev/null >/dev/null",
+    "networkd": "mount -o remount,ro /sys; /usr/lib/systemd/systemd-networkd",
 }
 
 
-@pytest.mark.parametrize("four", ["198.51.100.20", "203.0.113.7"])
 @pytest.mark.parametrize("client", CLIENTS)
-def test_other_dhcp_clients(guests: Guests, client: str, four: str) -> None:
+def test_other_dhcp_clients(guests: Guests, client: str) -> None:
+    four = "203.0.113.7"
     guests.linux("asks", top='memory = "256M"', extra=network(four, "2001:db8:5:6::42"), initrd="clients.img")
     guests.write("asks", guests.host.read("/etc/kvmd/asks.toml").replace('memory = "128M"\n', "", 1))
     guests.start("asks")
