@@ -292,3 +292,26 @@ def test_a_start_without_room_in_run(guests: Guests, full_run: str) -> None:
     assert guests.host.run("ls", "/run/kvmd/roomless", check=False).returncode != 0
     guests.host.run("rm", full_run)
     guests.start("roomless")
+
+
+def test_an_installer_that_paints(guests: Guests) -> None:
+    """Progress by carriage return, a full screen, 100 kB without an end: few entries, and text."""
+    guests.linux("paints")
+    guests.start("paints")
+    since = guests.host.cursor()
+    painting = (
+        "i=0; while [ $i -lt 40 ]; do i=$((i + 1)); printf '%s of 40 done\\r' $i; usleep 50000; done; echo; "
+        "printf '\\033%%G\\033[2J\\033[1;1H\\033(0lqqk\\033(B Install \\000\\351t\\351 <OK>\\n'; "
+        "head -c 100000 /dev/zero | tr '\\000' x; echo; echo painted"
+    )
+    guests.type("paints", f"sh {painting}", "^painted")
+    lines = [entry["MESSAGE"] for entry in guests.host.journal("KVMD_GUEST=paints", "KVMD_STREAM=serial", since=since)]
+    progress = [line for line in lines if "of 40 done" in line]
+    assert 1 <= len(progress) <= 4
+    assert "40 of 40 done" in progress[-1]
+    assert any(line.endswith("Install \ufffdt\ufffd <OK>") for line in lines)
+    assert sum(map(len, (line for line in lines if line.startswith("xxx")))) == 100_000
+    assert all(line.isprintable() or "\ufffd" in line for line in lines)
+    text = guests.host.run("journalctl", "_UID=0", "KVMD_GUEST=paints", "-o", "cat", "--no-pager").stdout
+    assert "blob data" not in text
+    assert "\x1b" not in text
