@@ -13,6 +13,16 @@ import pytest
 from .guests import Guests
 
 DISK = '[[disk]]\npath = "{}.qcow2"\nsize = "16M"\n'
+# Comes up late, as storage of the network does, and by nobody's wish but its guests'.
+STORAGE = """[Unit]
+After=slow.service
+Requires=slow.service
+[Mount]
+What=/srv/storage.img
+Where=/srv/storage
+Options=loop
+"""
+SLOW = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sleep 4\n"
 
 
 def manager(host: lab.Machine, prop: str) -> object:
@@ -24,7 +34,11 @@ def manager(host: lab.Machine, prop: str) -> object:
 def test_guests_come_up_at_boot_and_go_down_in_order(vm: lab.VM) -> None:
     guests = Guests(vm)
     assert vm.units()["kvmd.service"] == "active/running"
-    guests.linux("auto", top="autostart = true", cmdline="kvmd.disk=1", extra=DISK.format("auto"))
+    vm.run("sh", "-c", "truncate -s 64M /srv/storage.img && mkfs.ext4 -q /srv/storage.img && modprobe loop")
+    vm.write("/etc/systemd/system/srv-storage.mount", STORAGE)
+    vm.write("/etc/systemd/system/slow.service", SLOW)
+    vm.run("systemctl", "daemon-reload")
+    guests.linux("auto", top="autostart = true", cmdline="kvmd.disk=1", extra=DISK.format("/srv/storage/auto"))
     guests.linux("enabled", cmdline="kvmd.disk=1", extra=DISK.format("enabled"))
     guests.linux("manual")
     vm.run("systemctl", "enable", "kvmd@enabled")
@@ -44,7 +58,32 @@ def test_guests_come_up_at_boot_and_go_down_in_order(vm: lab.VM) -> None:
         assert guests.get(name, "Accelerator") == "kvm"
     assert guests.active("manual") == "inactive"
     assert manager(vm, "Accelerator") == "kvm"
+    assert vm.run("findmnt", "-n", "-o", "TARGET", "-T", "/srv/storage/auto.qcow2").stdout == "/srv/storage\n"
     vm.run("systemctl", "stop", "kvmd@auto", "kvmd@enabled")
+
+
+@pytest.mark.xdist_group("vm")
+def test_storage_that_does_not_answer(vm: lab.VM) -> None:
+    """It keeps one guest waiting, whose start can be given up, and nobody else."""
+    guests = Guests(vm)
+    vm.run("sh", "-c", "truncate -s 64M /srv/frozen.img && mkfs.ext4 -q /srv/frozen.img && modprobe loop")
+    vm.run("sh", "-c", "mkdir -p /srv/frozen && mount -o loop /srv/frozen.img /srv/frozen")
+    guests.linux("stuck", extra=DISK.format("/srv/frozen/stuck"))
+    guests.linux("free")
+    vm.run("fsfreeze", "--freeze", "/srv/frozen")
+    try:
+        since = vm.cursor()
+        starting = vm.popen("systemctl", "start", "kvmd@stuck")
+        vm.wait_journal("KVMD_GUEST=stuck", message="waits for its storage: /srv/frozen/stuck.qcow2", since=since)
+        guests.start("free")
+        vm.run("systemctl", "stop", "kvmd@stuck")
+        assert starting.wait(20)
+        assert guests.get("stuck", "State") == "stopped"
+    finally:
+        vm.run("fsfreeze", "--unfreeze", "/srv/frozen")
+    guests.start("stuck")
+    guests.clear()
+    vm.run("umount", "/srv/frozen")
 
 
 # Two more LANs: behind a VLAN of a trunk, and behind a bond whose two cables end at one switch.
