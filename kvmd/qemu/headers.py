@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 LENGTH = 64 << 10  # bytes of a file's beginning that are looked at: all names lie there
 SECTOR = 512
+MOST_EXTENTS = 64
 LONGEST_NAME = 1023  # qcow2.txt: of a backing file
 
 QCOW2_DATA_FILE = 1 << 2  # incompatible feature
@@ -19,9 +21,7 @@ QCOW2_END, QCOW2_BACKING_FORMAT = 0, 0xE2792ACA  # header extensions
 QED_BACKING_FILE, QED_BACKING_RAW = 1 << 0, 1 << 2
 
 DESCRIPTOR = b"# Disk DescriptorFile"
-_LINE_START = re.compile(rb"^", re.MULTILINE)
-# As vmdk_parse_extents() has it, which looks for one at each line and takes line ends for spaces.
-_EXTENT = re.compile(rb'\s*RW\s+[+-]?0*[1-9]\d*\s+(?:FLAT|SPARSE|VMFS|VMFSSPARSE|SESPARSE)\s*"([^"\r\n]{1,511})"')
+_EXTENT = re.compile(rb'RW\s+[+-]?0*[1-9]\d*\s+(?:FLAT|SPARSE|VMFS|VMFSSPARSE|SESPARSE)\s*"([^"\r\n]{1,511})"')
 _PARENT = re.compile(rb'parentFileNameHint\s*=\s*"([^"\r\n]*)"')
 
 
@@ -131,8 +131,23 @@ def _vmdk(data: bytes) -> Header:
 def _vmdk_descriptor(data: bytes) -> Header:
     if len(data) >= LENGTH:
         raise BadHeader("is a vmdk descriptor of 64 KiB and more")
-    extents = (_EXTENT.match(data, start.start()) for start in _LINE_START.finditer(data))
-    return Header(_parent(data), "vmdk", tuple(extent[1].decode() for extent in extents if extent))
+    return Header(_parent(data), "vmdk", tuple(_extents(data)))
+
+
+def _extents(descriptor: bytes) -> Iterator[str]:
+    """As vmdk_parse_extents() has them: it looks for one at each line, and takes line ends for spaces."""
+    found, end = 0, 0
+    while (at := descriptor.find(b"RW", end)) >= 0:
+        gap = descriptor[end:at]
+        blank = gap[len(gap.rstrip()) :]
+        lines = blank.count(b"\n") + (len(blank) == at)
+        extent = _EXTENT.match(descriptor, at) if lines else None
+        for _ in range(lines if extent else 0):
+            found += 1
+            if found > MOST_EXTENTS:
+                raise BadHeader(f"is a vmdk of more than {MOST_EXTENTS} extents")
+            yield extent[1].decode() if extent else ""
+        end = at + 2
 
 
 def _parent(descriptor: bytes) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +118,18 @@ def test_extents_are_those_that_qemu_would_open() -> None:
     text = b'# Disk DescriptorFile\nRW 10 FLAT "a" 0\nRW\n7\nSPARSE\n"b"\n\nRW 1 VMFS "c"\nRW 0 FLAT "d" 0\nRW 5 ZERO\n'
     text += b'RDONLY 5 FLAT "e" 0\nRW 5 ODD "f"\n  RW +5 FLAT "g" 0'
     assert headers.parse("vmdk", text).extents == ("a", "b", "c", "c", "g")
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [b"\n" * 60_000, b" " * 60_000, (b"RW" + b"\n" * 600) * 100, b'RW 1 FLAT "x" 0\n' * 4000, b"RW " * 20_000],
+)
+def test_no_descriptor_takes_long(descriptor: bytes) -> None:
+    """The interpreter does nothing else meanwhile."""
+    before = time.thread_time()
+    with contextlib.suppress(headers.BadHeader):
+        headers.parse("vmdk", b"# Disk DescriptorFile\n" + descriptor)
+    assert time.thread_time() - before < 0.5
 
 
 # --- what a header names is not opened unless somebody else names it, too ---------------------------------------------
