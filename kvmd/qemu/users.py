@@ -49,7 +49,7 @@ def _range(file: str) -> range:
 
 def name(guest: str) -> str:
     """Of the guest's user and of its group; where it is too long its beginning and a hash."""
-    full = f"kvmd-{guest}"
+    full = f"kv-{guest}"  # as its taps; kvmd-qemu is the owner of all
     return full if len(full) <= LONGEST else f"{full[: LONGEST - 7]}-{hashlib.sha256(full.encode()).hexdigest()[:6]}"
 
 

@@ -71,11 +71,11 @@ def test_a_guest_keeps_its_user_and_its_name(guests: Guests) -> None:
         guests.linux(name)
         guests.start(name, ready=False)
     uid = user_of(guests, "one")
-    assert host.run("ps", "-o", "user:40=", "-p", str(guests.get("one", "PID"))).stdout.strip() == "kvmd-one"
-    assert host.run("getent", "passwd", str(uid)).stdout.startswith("kvmd-one:")
-    assert host.run("getent", "group", "kvmd-one").stdout.split(":")[2] == str(uid)
+    assert host.run("ps", "-o", "user:40=", "-p", str(guests.get("one", "PID"))).stdout.strip() == "kv-one"
+    assert host.run("getent", "passwd", str(uid)).stdout.startswith("kv-one:")
+    assert host.run("getent", "group", "kv-one").stdout.split(":")[2] == str(uid)
     user = host.run("ps", "-o", "user:40=", "-p", str(guests.get(long, "PID"))).stdout.strip()
-    assert user.startswith("kvmd-a-name-that-is-long-")
+    assert user.startswith("kv-a-name-that-is-longer")
     assert len(user) == 31
 
     since = host.cursor()
