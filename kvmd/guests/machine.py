@@ -38,6 +38,7 @@ from kvmd.systemd.units import Systemd
 
 POWER_BUTTON_INTERVAL = 2.0
 QUIT_TIMEOUT = 2.0
+GREETING_TIMEOUT = 90.0  # QEMU may have much memory to allocate first
 MONITOR_PATIENCE = 0.3
 
 
@@ -91,6 +92,10 @@ class Machine:
         self.steering = Steering(self._qmp)
         self._end = ""
         self._timed_out = False
+        self._starter: asyncio.Task[Any] | None = None
+        self._greeted = self._abandoned = False
+        self.halted = False  # asked to end
+        self._leaving = asyncio.Event()  # asked to, or over
         self._streams: Streams | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._monitor: asyncio.Task[None] | None = None
@@ -132,11 +137,17 @@ class Machine:
 
         Raises ``KvmdError``; nothing is left over then.
         """
+        self._starter = asyncio.current_task()
         try:
             async with AsyncExitStack() as undo:
                 await self._start(undo, await find_kvm, in_use)
                 self._undo = undo.pop_all()
         except BaseException as error:
+            if self.halted:
+                self.failure = str(self.stopped())
+                self._say(Event.STOPPED, f"Guest {self.guest.name} is off ({ending.SUCCESS}): {self.failure}")
+                self._close(State.STOPPED, ending.SUCCESS)
+                raise self.stopped() from None
             if isinstance(error, KvmdError):
                 self.failure = str(error)
                 self._say(Event.START_FAILED, f"Guest {self.guest.name} could not be started: {error}", LOG_ERR)
@@ -184,7 +195,8 @@ class Machine:
         self._runtime.write_pid(process.pid)
         self.started = self._runtime.started()
         await self._register()
-        self.state = State.RUNNING
+        if not self.halted:
+            self.state = State.RUNNING
         self._readiness.runs()
 
     async def adopt(self, pid: int) -> None:
@@ -255,12 +267,21 @@ class Machine:
     async def wait_ready(self) -> None:
         """Returns once the guest is ready. Raises ``Timeout``, after cutting its power, or ``StartFailed``."""
         try:
-            await self._readiness.wait(self.closed)
+            await self._readiness.wait(self._leaving)
+        except (StartFailed, asyncio.CancelledError):
+            if self.halted:
+                self.failure = str(self.stopped())
+                raise self.stopped() from None
+            raise
         except Timeout as error:
             self._timed_out = True
             self.failure = str(error)
-            await self.terminate()
+            await self._cut_power()
             raise
+
+    def stopped(self) -> StartFailed:
+        """What whoever waits for the start of a guest is told that is ``halted``."""
+        return StartFailed(f"guest {self.guest.name} was stopped while it was starting")
 
     async def _greet(self, undo: AsyncExitStack, streams: Streams) -> None:
         """Wait for QEMU's greeting, or for its end and the reason it gave."""
@@ -269,18 +290,28 @@ class Machine:
         greeting = asyncio.create_task(self._qmp.connect(self._runtime.path / "qmp"))
         ended = asyncio.create_task(self._process.ended.wait())
         try:
-            await asyncio.wait((greeting, ended), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((greeting, ended), timeout=GREETING_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             if greeting.done():
                 if not (error := greeting.exception()):
+                    self._greeted = True
                     return
                 await asyncio.wait((ended,), timeout=QUIT_TIMEOUT)
                 if not ended.done():
                     raise StartFailed(f"QEMU does not say that it runs: {error}")
+            elif not ended.done():
+                seconds = f"{GREETING_TIMEOUT:g} s"
+                raise StartFailed(f"QEMU did not say within {seconds} that it runs{self._blame_args('wait')}")
         finally:
             greeting.cancel()
             ended.cancel()
         words = await streams.last_words()
-        raise StartFailed(f"QEMU refused: {words}" if words else "QEMU ended at once and gave no reason")
+        raise StartFailed(
+            f"QEMU refused: {words}" if words else f"QEMU ended at once and gave no reason{self._blame_args('end')}"
+        )
+
+    def _blame_args(self, verb: str) -> str:
+        args = ", ".join(json.dumps(word) for word in self.guest.qemu_args)
+        return f" (what of args = [{args}] under [qemu] makes it {verb}?)" if args else ""
 
     async def configure(self) -> None:
         """The LAN has changed, perhaps: tell the guest, where it is told anything."""
@@ -324,6 +355,7 @@ class Machine:
     def _close(self, state: State, result: str) -> None:
         self.result = result
         self.released.set()
+        self._leaving.set()
         self.closed.set()
         self.state = state
 
@@ -350,8 +382,12 @@ class Machine:
             self._forgetting = None
 
     async def stop(self) -> None:
-        """Press the power button until it is heard, cut the power after ``stop_timeout``; returns once all is gone."""
-        self.state = State.STOPPING
+        """Press the power button until it is heard, cut the power after ``stop_timeout``; returns once all is gone.
+
+        A start in progress ends: at once while QEMU does not run yet.
+        """
+        self._leave()
+        await self._end_start(at_once=not self._greeted)
         deadline = time.monotonic() + self.guest.stop_timeout
         while not self.closed.is_set() and (left := deadline - time.monotonic()) > 0:
             # Pressed before the guest's ACPI driver is up it is lost for ever: press again.
@@ -369,10 +405,30 @@ class Machine:
                 f"Guest {self.guest.name} did not power off within {seconds}: cutting its power",
                 LOG_WARNING,
             )
-            await self.terminate()
+            await self._cut_power()
 
     async def terminate(self) -> None:
-        """Cut the power; returns once all is gone."""
+        """Cut the power, also of one that starts; returns once all is gone."""
+        self._leave()
+        await self._end_start(at_once=True)
+        if not self.closed.is_set():
+            await self._cut_power()
+
+    def _leave(self) -> None:
+        self.halted = True
+        self._leaving.set()
+        self.state = State.STOPPING
+
+    async def _end_start(self, *, at_once: bool) -> None:
+        """Return once there is no start in progress. One whose QEMU runs is through with it in some seconds."""
+        if self._starter is None or self._watcher or self.closed.is_set():
+            return
+        if at_once and not self._abandoned:
+            self._abandoned = True  # a second time it would hit what clears up
+            self._starter.cancel()
+        await asyncio.wait((self._starter,))
+
+    async def _cut_power(self) -> None:
         self.state = State.STOPPING
         with contextlib.suppress(QmpError, TimeoutError):
             async with asyncio.timeout(QUIT_TIMEOUT):

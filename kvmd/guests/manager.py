@@ -118,7 +118,7 @@ class Manager:
         if known.run and known.starting is None:
             # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
             await self._systemd.settled(f"kvmd@{name}.service")
-        task = self._starting(known)
+        task, run = self._starting(known)
         # The unit's own LaunchUnit joins this very start, whichever of the two comes first.
         job = asyncio.create_task(self._start_unit(f"kvmd@{name}.service", known))
         try:
@@ -128,13 +128,16 @@ class Manager:
                 known.starting = None
         task.result()
         if (result := job.result()) != "done":
-            if known.on and known.run:
-                await known.run.terminate()
+            if run.halted:
+                raise run.stopped()
+            await run.terminate()
             raise StartFailed(f"systemd did not start kvmd@{name}.service (job {result}; see systemctl status)")
 
     async def _start_unit(self, unit: str, known: Known) -> str:
         if known.run:
             await known.run.released.wait()  # PID 1 has QEMU's scope to make first
+            if known.run.halted:
+                return "canceled"
         if self._reloading:
             await asyncio.wait((self._reloading,))
         try:
@@ -144,20 +147,29 @@ class Manager:
 
     async def launch_unit(self, name: str) -> None:
         """kvmd@NAME.service starts: the guest runs when this returns."""
-        known = self._register.get(name)
+        known, unit = self._register.get(name), f"kvmd@{name}.service"
         if known.run and known.starting is None and known.up:
-            await known.run.wait_ready()
+            await self._launch(unit, known.run, known.run.wait_ready())
             return
-        await self._back_off(f"kvmd@{name}.service")
+        await self._back_off(unit)
         alone = known.starting is None
-        task = self._starting(known)
+        task, run = self._starting(known)
         try:
-            await asyncio.shield(task)
+            await self._launch(unit, run, asyncio.shield(task))
         finally:
             if alone and known.starting is task:
                 known.starting = None
-        if known.run and await self._systemd.state(f"kvmd@{name}.service") not in ("activating", "active"):
-            await known.run.terminate()  # stopped while it was starting
+        if await self._systemd.state(unit) in ("inactive", "failed"):
+            await run.terminate()  # nobody waits for it any more; one that is being stopped is left to ``halt_unit``
+
+    async def _launch(self, unit: str, run: Machine, start: Awaitable[None]) -> None:
+        """A guest that is stopped while it starts is no failure of its unit, which is stopped, too."""
+        try:
+            await start
+        except KvmdError:
+            if run.halted and await self._systemd.state(unit) == "activating":
+                await self._stop_unit(unit)
+            raise
 
     async def _back_off(self, unit: str) -> None:
         """A guest that ends again and again is started again at growing intervals. Raises ``Busy`` if it is not."""
@@ -167,12 +179,12 @@ class Manager:
             if await self._systemd.state(unit) != "activating":
                 raise Busy(f"{unit} was stopped before its next start")
 
-    def _starting(self, known: Known) -> asyncio.Task[None]:
-        """The start in progress, or a new one."""
+    def _starting(self, known: Known) -> tuple[asyncio.Task[None], Machine]:
+        """The start in progress, or a new one, and of what."""
         if self._closed:
             raise Unavailable(f"kvmd is just being stopped, or started anew (start {known.name} once more)")
-        if known.starting:
-            return known.starting
+        if known.starting and known.run:
+            return known.starting, known.run
         if known.state is State.STOPPING:
             raise Busy(f"guest {known.name} is being stopped (wait until it is off)")
         self._refuse_alone(known.name)
@@ -185,7 +197,7 @@ class Manager:
         if expected != guest.nics:
             self._declare()
         known.starting = self._background(self._start(known, known.run), f"start {known.name}")
-        return known.starting
+        return known.starting, known.run
 
     async def _start(self, known: Known, run: Machine) -> None:
         try:
@@ -202,8 +214,9 @@ class Manager:
         await self._halt(known)
 
     async def terminate(self, name: str) -> None:
-        """Cut the power; returns once it is off. systemd is told that it was asked for."""
-        run = self.running(name)
+        """Cut the power; returns once it is off. systemd is told that it was asked for. A start in progress ends."""
+        known = self._register.get(name)
+        run = known.run if known.run and known.starting and known.on else self.running(name)
         if run.guest.restart != "no":
             self._background(self._stop_unit(f"kvmd@{name}.service"), f"stop {name}")
         await run.terminate()
@@ -241,8 +254,6 @@ class Manager:
             raise Busy(f"guest {name} runs out of kvmd's reach (systemctl stop kvmd@{name})")
 
     async def _halt(self, known: Known) -> None:
-        if known.starting:
-            await asyncio.wait((known.starting,))
         if known.run and known.on:
             await known.run.stop()
 
