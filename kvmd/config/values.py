@@ -181,10 +181,24 @@ def boot_order(value: object) -> tuple[str, ...]:
     return order
 
 
+_CANNOT_WORK = {
+    "daemonize": "kvmd follows the process that it has started",
+    **dict.fromkeys(("runas", "chroot"), "QEMU is not root, but a user that kvmd has chosen"),
+    **dict.fromkeys(("h", "help", "version"), "QEMU prints it and ends"),
+}
+
+
 def arguments(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise Wrong(f"{show(value)} is not a list", 'write each word by itself: ["-device", "usb-tablet"]')
-    return tuple(text(item) for item in value)
+    words = tuple(text(item) for item in value)
+    for given, following in zip(words, (*words[1:], ""), strict=True):
+        option = given.removeprefix("-").removeprefix("-") if given.startswith("-") else ""
+        if option == "run-with" and re.search(r"(^|,)(user|chroot)=", following):
+            given, option = f"{given} {following}", "runas"
+        if why := _CANNOT_WORK.get(option):
+            raise Wrong(f"{show(given)} cannot work here: {why}", "leave it out")
+    return words
 
 
 def image(value: object) -> Path:
