@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from kvmd.guest import Guest
+from kvmd.systemd.journal import Event
 from kvmd.systemd.units import Systemd
 
 SUCCESS, TIMEOUT, PANIC, CRASH, OOM = "success", "timeout", "guest-panic", "crashed", "oom-kill"  # Result on the bus
 ASKED_FOR = (SUCCESS, TIMEOUT)
+EVENTS = {
+    SUCCESS: Event.STOPPED,
+    TIMEOUT: Event.CUT,
+    PANIC: Event.PANICKED,
+    CRASH: Event.CRASHED,
+    OOM: Event.OUT_OF_MEMORY,
+}
 REASONS = {
     CRASH: "QEMU was killed or crashed",
     PANIC: "its kernel panicked",

@@ -346,10 +346,11 @@ class Machine:
         except (KvmdError, OSError) as error:
             self._say(Event.FAILED, f"Guest {self.guest.name} left something over: {error}", LOG_WARNING)
         if result in ending.ASKED_FOR:
+            event = Event.START_FAILED if self._timed_out and self.failure else ending.EVENTS[result]
             reason = f": {self.failure}" if self.failure else ""
-            self._say(Event.STOPPED, f"Guest {self.guest.name} is off ({result}){reason}")
+            self._say(event, f"Guest {self.guest.name} is off ({result}){reason}")
         else:
-            self._say(Event.FAILED, f"Guest {self.guest.name} failed: {ending.REASONS[result]}", LOG_ERR)
+            self._say(ending.EVENTS[result], f"Guest {self.guest.name} failed: {ending.REASONS[result]}", LOG_ERR)
         self._close(State.STOPPED if result in ending.ASKED_FOR else State.FAILED, result)
 
     def _close(self, state: State, result: str) -> None:

@@ -12,7 +12,7 @@ from kvmd.config import directory
 from kvmd.config.guestfile import HostIds
 from kvmd.console.streams import bury
 from kvmd.errors import KvmdError, StartFailed
-from kvmd.guests.ending import CRASH, OOM, PANIC, REASONS
+from kvmd.guests.ending import CRASH, EVENTS, OOM, PANIC, REASONS
 from kvmd.guests.machine import Host, Machine
 from kvmd.qemu import users
 from kvmd.runtime import Runtime
@@ -48,7 +48,7 @@ async def recover(host: Host, ids: HostIds, named: Collection[str], changed: Cal
     for name, result in failures.items():
         if name in ended and result != "start-failed":
             message = f"Guest {name} failed while there was no kvmd: {REASONS[result]}"
-            host.journal.say(Event.FAILED, message, name, LOG_ERR)
+            host.journal.say(EVENTS[result], message, name, LOG_ERR)
     for unit in await host.systemd.units("failed", "kvmd-*.scope"):
         if await host.systemd.scope_result(unit) == "resources":  # its process had ended before it was put there
             await host.systemd.reset_failed(unit)

@@ -39,6 +39,10 @@ class Event(Enum):
     EMULATED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a08"
     QEMU = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a09"
     HELD_BACK = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0a"
+    CUT = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0b"
+    CRASHED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0c"
+    PANICKED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0d"
+    OUT_OF_MEMORY = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0e"
 
 
 def encode(fields: Mapping[str, str]) -> bytes:

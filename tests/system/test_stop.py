@@ -139,3 +139,28 @@ def test_at_poweroff(deb: str, restarted: bool) -> None:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert "guest: powering off" in lines
     assert "is off (success)" in lines[-1]
+
+
+@pytest.mark.complaints("failed", "did not power off", "could not be started")
+def test_each_end_has_a_message_of_its_own(guests: Guests) -> None:
+    host = guests.host
+    never = '[serial]\nready = "NEVER"\nready_timeout = "1s"\n'
+    ends = {
+        "off": ("02", "", lambda: guests.type("off", "poweroff", "guest: powering off")),
+        "failing": ("04", never, None),
+        "deaf": ("0b", "", lambda: host.run("systemctl", "stop", "kvmd@deaf")),
+        "killed": ("0c", "", lambda: host.run("kill", "-9", str(guests.get("killed", "PID")))),
+        "panic": ("0d", "", lambda: host.run("sh", "-c", "echo panic >/run/kvmd/panic/serial.in")),
+    }
+    since = host.cursor()
+    for name, (_, extra, end) in ends.items():
+        guests.linux(name, extra=extra, cmdline="kvmd.deaf=1" if name == "deaf" else "")
+        guests.write(name, host.read(f"/etc/kvmd/{name}.toml").replace('"20s"', '"2s"'))
+        if end:
+            guests.start(name)
+            end()
+        else:
+            host.run("systemctl", "start", f"kvmd@{name}", check=False)
+    for name, (number, _, _) in ends.items():
+        said = host.wait_journal(f"KVMD_GUEST={name}", message="is off|failed:", since=since)
+        assert (name, said["MESSAGE_ID"]) == (name, f"6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a{number}")

@@ -23,6 +23,7 @@ Where=/srv/storage
 Options=loop
 """
 SLOW = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sleep 4\n"
+OUT_OF_MEMORY = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0e"
 
 
 def manager(host: lab.Machine, prop: str) -> object:
@@ -207,7 +208,7 @@ def test_limits_hold(vm: lab.VM) -> None:
     ]
     assert read("io.max") == [f"{device} rbps=2000000 wbps=max riops=max wiops=max"]
     guests.linux("limited", extra=f'{limits}"40M"\n{more}')
-    vm.wait_journal("KVMD_GUEST=limited", message="killed for lack of memory", timeout=60)
+    vm.wait_journal(f"MESSAGE_ID={OUT_OF_MEMORY}", "KVMD_GUEST=limited", message="killed for lack of memory", timeout=60)
     assert guests.get("limited", "Result") == "oom-kill"
     assert guests.active("limited") == "failed"
     guests.clear()
