@@ -68,6 +68,7 @@ class Known:
             "Description": guest.description,
             "UUID": str(guest.uuid),
             "State": self.state.value,
+            "StateReason": run.reason if run else "",
             "Result": self.result,
             "Ready": run is not None and run.ready.is_set(),
             "Unit": guest.unit,

@@ -22,6 +22,7 @@ from kvmd.guests import ending
 from kvmd.guests.handles import InUse, Use, open_handles
 from kvmd.guests.nics import Nics
 from kvmd.guests.readiness import Readiness
+from kvmd.guests.stall import Stall
 from kvmd.guests.steering import Steering
 from kvmd.network.dnsmasq import Dnsmasq
 from kvmd.network.lan import Lan
@@ -40,6 +41,7 @@ POWER_BUTTON_INTERVAL = 2.0
 QUIT_TIMEOUT = 2.0
 GREETING_TIMEOUT = 90.0  # QEMU may have much memory to allocate first
 MONITOR_PATIENCE = 0.3
+MOST_DRIVES = 16  # that QEMU is asked about: of each it says up to 3 KiB, and more than 64 KiB are not read
 
 
 class State(Enum):
@@ -89,7 +91,10 @@ class Machine:
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event, self._say_lost)
-        self.steering = Steering(self._qmp)
+        self._stall = Stall(guest)
+        self.steering = Steering(guest.name, self._qmp, self._stall)
+        self._told: str | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._end = ""
         self._timed_out = False
         self._starter: asyncio.Task[Any] | None = None
@@ -112,6 +117,8 @@ class Machine:
 
     @property
     def state(self) -> State:
+        if self._state is State.RUNNING and self._stall.reason is not None:
+            return State.PAUSED
         return self._state
 
     @state.setter
@@ -119,6 +126,11 @@ class Machine:
         if state is not self._state:
             self._state = state
             self._changed()
+
+    @property
+    def reason(self) -> str:
+        """Why it stands still, if there is more to say than that."""
+        return self._stall.reason or ""
 
     @property
     def pid(self) -> int:
@@ -191,6 +203,8 @@ class Machine:
         self._runtime.write({"invocation": invocation.encode()})
         streams.follow(invocation, resume=False)
         await all_of(self._greet(undo, streams), *self._nics.claims())
+        with contextlib.suppress(QmpError):  # it has ended: the pidfd tells
+            await self._look()
         await self._nics.configure(undo)
         self._runtime.write_pid(process.pid)
         self.started = self._runtime.started()
@@ -230,10 +244,23 @@ class Machine:
         try:
             await self._qmp.connect(self._runtime.path / "qmp")
             self.accelerator = "kvm" if await self._qmp.query("query-kvm", "enabled") is True else "tcg"
-            if await self._qmp.query("query-status", "status") == "paused" and self.state is State.RUNNING:
-                self.state = State.PAUSED
+            await self._look()
         except QmpError as error:
             self._say_lost(str(error))
+
+    async def _look(self) -> None:
+        """Ask whether it stands still. Raises ``QmpError``."""
+        status = await self._qmp.query("query-status", "status")
+        few = len(self.guest.disks) + len(self.guest.cdroms) <= MOST_DRIVES
+        drives = await self._qmp.execute("query-block") if status == "io-error" and few else None
+        self._tell(self._stall.look(status, drives))
+
+    def _tell(self, news: str) -> None:
+        if news:
+            self._say(Event.DISK, f"Guest {self.guest.name} {news}", LOG_WARNING)
+        if self._stall.reason != self._told:
+            self._told = self._stall.reason
+            self._changed()
 
     def _say_lost(self, why: str) -> None:
         if self.pid:
@@ -346,7 +373,9 @@ class Machine:
         except (KvmdError, OSError) as error:
             self._say(Event.FAILED, f"Guest {self.guest.name} left something over: {error}", LOG_WARNING)
         if result in ending.ASKED_FOR:
-            event = Event.START_FAILED if self._timed_out and self.failure else ending.EVENTS[result]
+            event = (
+                Event.START_FAILED if self._timed_out and self.failure and not self.halted else ending.EVENTS[result]
+            )
             reason = f": {self.failure}" if self.failure else ""
             self._say(event, f"Guest {self.guest.name} is off ({result}){reason}")
         else:
@@ -368,10 +397,18 @@ class Machine:
                 self._boots = True
                 if not self._forgetting:
                     self._forgetting = asyncio.create_task(self._forget(), name=f"forget leases of {self.guest.name}")
-            case "STOP" if self.state is State.RUNNING:
-                self.state = State.PAUSED
-            case "RESUME" if self.state is State.PAUSED:
-                self.state = State.RUNNING
+            case "STOP" | "RESUME" | "SUSPEND" | "WAKEUP" | "BLOCK_IO_ERROR":
+                self._tell(self._stall.hear(event, data))
+                if event == "STOP" and self._stall.reason == "" and not self._asking:
+                    self._asking = asyncio.create_task(self._ask_why(), name=f"ask why {self.guest.name} stands still")
+
+    async def _ask_why(self) -> None:
+        """Of a stop that nobody has asked for, such as an error of KVM's, the event does not say it."""
+        try:
+            with contextlib.suppress(QmpError):
+                await self._look()
+        finally:
+            self._asking = None
 
     async def _forget(self) -> None:
         """Once more for all the resets meanwhile."""
@@ -390,22 +427,23 @@ class Machine:
         self._leave()
         await self._end_start(at_once=not self._greeted)
         deadline = time.monotonic() + self.guest.stop_timeout
+        failed = f"did not power off within {self.guest.stop_timeout:g} s"
         while not self.closed.is_set() and (left := deadline - time.monotonic()) > 0:
             # Pressed before the guest's ACPI driver is up it is lost for ever: press again.
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(min(POWER_BUTTON_INTERVAL, left)):
                     with contextlib.suppress(QmpError):
-                        await self._qmp.execute("cont")
-                        await self._qmp.execute("system_powerdown")
+                        await self.steering.resume()
+                        await self.steering.press_power_button()
                     await self.closed.wait()
+            except TimeoutError:
+                continue
+            except Unavailable:
+                failed = f"cannot power off ({self.reason})"
+                break
         if not self.closed.is_set():
             self._timed_out = True
-            seconds = f"{self.guest.stop_timeout:g} s"
-            self._say(
-                Event.FAILED,
-                f"Guest {self.guest.name} did not power off within {seconds}: cutting its power",
-                LOG_WARNING,
-            )
+            self._say(Event.FAILED, f"Guest {self.guest.name} {failed}: cutting its power", LOG_WARNING)
             await self._cut_power()
 
     async def terminate(self) -> None:
@@ -416,6 +454,8 @@ class Machine:
             await self._cut_power()
 
     def _leave(self) -> None:
+        if self.closed.is_set():
+            return
         self.halted = True
         self._leaving.set()
         self.state = State.STOPPING

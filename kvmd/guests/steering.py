@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
+from kvmd.errors import Unavailable
+from kvmd.guests.stall import ASLEEP, Stall
 from kvmd.qemu.qmp import Qmp
+
+AGAIN = 1.0  # seconds in which a guest that goes on comes to the error that it stood still for: some milliseconds
 
 
 class Steering:
     """Each raises ``QmpError`` where QEMU refuses, or does not answer any more."""
 
-    def __init__(self, qmp: Qmp) -> None:
+    def __init__(self, name: str, qmp: Qmp, stall: Stall) -> None:
+        self._name = name
         self._qmp = qmp
+        self._stall = stall
 
     async def press_power_button(self) -> None:
         await self._qmp.execute("system_powerdown")
@@ -21,4 +30,16 @@ class Steering:
         await self._qmp.execute("stop")
 
     async def resume(self) -> None:
+        """Wake it, or have it go on. Raises ``Unavailable`` where it stands still for a disk, now as before."""
+        if self._stall.reason == ASLEEP:
+            await self._qmp.execute("system_wakeup")
+            return
+        blocked = self._stall.blocked
+        stood = blocked.is_set()
         await self._qmp.execute("cont")
+        if not stood:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN):
+                await blocked.wait()
+            raise Unavailable(f"guest {self._name} stands still: {self._stall.reason} (make room, then resume it)")

@@ -23,7 +23,7 @@ READABLE = 100  # characters of a sentence of QEMU's
 # Messages count by their length, and by what they cause: a change that everybody on the bus is told counts as many.
 RATE, BURST = 1000, 2.0  # in a second; seconds of which may come at once
 LENGTH = 256  # bytes
-COST = {"STOP": 100, "RESUME": 100}
+COST = dict.fromkeys(("STOP", "RESUME", "SUSPEND", "WAKEUP"), 100)
 
 
 class QmpError(KvmdError):

@@ -43,6 +43,7 @@ class Event(Enum):
     CRASHED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0c"
     PANICKED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0d"
     OUT_OF_MEMORY = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0e"
+    DISK = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0f"
 
 
 def encode(fields: Mapping[str, str]) -> bytes:

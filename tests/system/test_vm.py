@@ -208,7 +208,9 @@ def test_limits_hold(vm: lab.VM) -> None:
     ]
     assert read("io.max") == [f"{device} rbps=2000000 wbps=max riops=max wiops=max"]
     guests.linux("limited", extra=f'{limits}"40M"\n{more}')
-    vm.wait_journal(f"MESSAGE_ID={OUT_OF_MEMORY}", "KVMD_GUEST=limited", message="killed for lack of memory", timeout=60)
+    vm.wait_journal(
+        f"MESSAGE_ID={OUT_OF_MEMORY}", "KVMD_GUEST=limited", message="killed for lack of memory", timeout=60
+    )
     assert guests.get("limited", "Result") == "oom-kill"
     assert guests.active("limited") == "failed"
     guests.clear()
