@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
-from syslog import LOG_ERR, LOG_INFO, LOG_WARNING
+from syslog import LOG_ERR, LOG_INFO, LOG_NOTICE, LOG_WARNING
 from typing import Any, Literal
 
 from kvmd import runtime
@@ -95,6 +95,7 @@ class Machine:
         self.steering = Steering(guest.name, self._qmp, self._stall)
         self._told: str | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._unregistered = False
         self._end = ""
         self._timed_out = False
         self._starter: asyncio.Task[Any] | None = None
@@ -208,7 +209,7 @@ class Machine:
         await self._nics.configure(undo)
         self._runtime.write_pid(process.pid)
         self.started = self._runtime.started()
-        await self._register()
+        await self.register()
         if not self.halted:
             self.state = State.RUNNING
         self._readiness.runs()
@@ -347,11 +348,15 @@ class Machine:
                 message = f"Guest {self.guest.name} is not told what has changed in its network: {error}"
                 self._say(Event.NETWORK, message, LOG_WARNING)
 
-    async def _register(self) -> None:
-        with contextlib.suppress(KvmdError):  # machined only shows the guest
-            await self._host.systemd.register_machine(
-                self.guest.name, self.guest.uuid.bytes, self.pid, self._nics.indexes()
-            )
+    async def register(self) -> None:
+        """With systemd-machined, if it runs: it only shows the guest, and what it refuses is said once."""
+        name, uuid = self.guest.name, self.guest.uuid.bytes
+        try:
+            await self._host.systemd.register_machine(name, uuid, self.pid, self._nics.indexes())
+        except KvmdError as error:
+            if self.pid and not self._unregistered:
+                self._unregistered = True
+                self._say(Event.NOT_REGISTERED, f"Guest {name} is not shown by machinectl: {error}", LOG_NOTICE)
 
     # end
 

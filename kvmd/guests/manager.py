@@ -342,7 +342,15 @@ class Manager:
         self._alone = found.alone
         self._declare()
         self._forget()
+        await self._systemd.watch_machined(self._register_machines)
+        self._register_machines()
         await self._accelerator.look()
+
+    def _register_machines(self) -> None:
+        """With a systemd-machined that has just started, or may have while there was no daemon."""
+        for known in self._register:
+            if known.run and known.run.pid and known.starting is None:
+                self._background(known.run.register(), f"register {known.name}")
 
     def activate_units(self) -> None:
         """Make the units of adopted guests active where an interrupted start left them otherwise."""

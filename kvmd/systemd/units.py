@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kvmd.errors import StartFailed
@@ -309,15 +309,28 @@ class Systemd:
                 with contextlib.suppress(BusError):  # it has gone, and the matches with it
                     await self._bus.remove_match(rule)
 
+    async def watch_machined(self, appeared: Callable[[], None]) -> None:
+        """Have ``appeared`` run whenever systemd-machined starts."""
+        await self._bus.watch(MACHINED[0], lambda owner: appeared() if owner else None)
+
     async def register_machine(self, name: str, uuid: bytes, pid: int, ifindexes: list[int]) -> None:
-        """Show the guest in ``machinectl list``, where systemd-machined runs; it is never started for this."""
+        """Show the guest in ``machinectl list``, where systemd-machined runs; it is never started for this.
+
+        Raises ``BusError`` where it refuses; that it knows the guest already is no error.
+        """
         (running,) = await self._bus.call(DBUS, "NameHasOwner", "s", MACHINED[0], returns="b")
         if running:
-            await self._bus.call(
-                *(MACHINED, "RegisterMachineWithNetwork", "sayssusai"),
-                *(name, uuid, "kvmd", "vm", pid, "", ifindexes),
-                returns="o",
-            )
+            try:
+                await self._bus.call(
+                    *(MACHINED, "RegisterMachineWithNetwork", "sayssusai"),
+                    *(name, uuid, "kvmd", "vm", pid, "", ifindexes),
+                    returns="o",
+                )
+            except BusError as refusal:
+                try:
+                    await self._bus.call(MACHINED, "GetMachineByPID", "u", pid, returns="o")
+                except BusError:
+                    raise refusal from None
 
 
 @contextlib.contextmanager

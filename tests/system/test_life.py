@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import lab
 import pytest
@@ -199,6 +200,32 @@ def test_machined_shows_the_guest_and_does_it_no_harm(guests: Guests) -> None:
     assert guests.type("listed", "echo alive", "^alive")
     guests.guest_off("listed")
     guests.host.run("systemctl", "stop", "systemd-machined")
+
+
+def test_machined_shows_guests_that_were_there_before_it(guests: Guests) -> None:
+    """Also one that was adopted; and what it does not take is said once."""
+    host = guests.host
+    host.run("systemctl", "stop", "systemd-machined")
+    for name in ("elder", "no_host_name"):
+        guests.write(name, 'memory = "32M"\naccelerator = "tcg"\n')
+    guests.start("elder", "no_host_name", ready=False)
+    since = host.cursor()
+    for _ in range(2):
+        host.run("machinectl", "list", "--no-legend")
+        deadline = time.monotonic() + 10
+        while "elder" not in host.run("machinectl", "list", "--no-legend").stdout.split():
+            assert time.monotonic() < deadline
+        host.run("systemctl", "stop", "systemd-machined")
+        host.run("rm", "-rf", "/run/systemd/machines")  # as if it had never heard of it
+        host.run("systemctl", "restart", "kvmd")
+    host.run("systemctl", "start", "systemd-machined")
+    said = host.journal("MESSAGE_ID=6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a10", since=since)
+    assert {entry["KVMD_GUEST"] for entry in said} == {"no_host_name"}
+    assert "Guest no_host_name is not shown by machinectl: " in said[0]["MESSAGE"]
+    assert said[0]["PRIORITY"] == "5"
+    for name in ("elder", "no_host_name"):
+        guests.guest_off(name)
+    host.run("systemctl", "stop", "systemd-machined")
 
 
 def test_disk_is_created_and_kept(guests: Guests) -> None:
