@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from kvmd.errors import StartFailed, Unavailable
-from kvmd.guest import Nic
+from kvmd.guest import Address, Nic
 from kvmd.network.firewalls.barriers import Passage
 from kvmd.network.firewalls.firewall import Firewall
 from kvmd.network.firewalls.forwarding import Forwarding
@@ -226,7 +226,7 @@ class Lan:
                 future.set_result(None)
         if link.name not in self._nics:
             self._schedule(every=before != link or gone)
-            known = before is None or gone or (link.carrier, link.mac) == (before.carrier, before.mac)
+            known = before is None or gone or replace(link, mtu=before.mtu, up=before.up) == before
             if link.carrier and not known:
                 self._presence.announce_all(link)  # whoever listens on that wire now may not have heard
             return
@@ -237,7 +237,8 @@ class Lan:
             self._schedule({link.name})
             nic = self._nics[link.name]
             uplink = self._survey.uplink(nic)
-            if before is not None and link.carrier and not before.carrier and uplink is not None:
+            attached = before is not None and link.carrier and not before.carrier
+            if attached and uplink is not None and link.name in self._running:
                 self._presence.announce(uplink, nic.addresses)
 
     def _something_changed(self, event: Changed) -> None:
@@ -348,12 +349,15 @@ class Lan:
         before = {name: known for name in plans if (known := self._holdings.plans.get(name)) is not None}
         volatile = {tap.index for _nic, tap in self._running.values() if tap.transient}
         done, failures = self._holdings.apply({**dict.fromkeys(over), **plans}, every, settled, volatile)
+        new: dict[int, list[Address]] = {}
         for thing in done:
             link = self._survey.links.get(thing.device)
             if isinstance(thing, LinkState):
                 self._survey.made(thing)
             elif isinstance(thing, Proxy) and link and link.name not in self._nics:
-                self._presence.announce(link, [thing.address])
+                new.setdefault(link.index, []).append(thing.address)
+        for index, addresses in new.items():
+            self._presence.announce(self._survey.links[index], addresses)
         for name, sentence in mended(done, plans, before).items():
             self._report(name, sentence, NOTICE)
         # A tap that is down in the middle of a pass has just been set down: its event comes, and another pass.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -49,6 +50,7 @@ from kvmd.network.wire.vicinity import Verdict, Vicinity
 
 PROBES, INTERVAL = 3, 0.08  # RFC 5227 waits some seconds; a start does not: a machine on the LAN answers in 1 ms
 SO_ATTACH_FILTER = 26
+SIOCGIFHWADDR = 0x8927  # netdevice(7)
 LOT = 64  # frames read before other tasks have their turn
 RATE, BURST = 100.0, 300.0  # solicitations answered per second and tap; an honest guest asks for a handful
 CROWD = 10  # times as much for an uplink: there is a whole LAN at it
@@ -135,9 +137,13 @@ class Neighbours:
     def announce(self, wire: Wire, addresses: Iterable[Address]) -> None:
         """Tell the LAN at once where ``addresses`` are: gratuitous ARP, unsolicited advertisement with Override.
 
-        Without, a neighbour that knew another MAC is cut off for some 8 s.
+        Without, a neighbour that knew another MAC is cut off for some 8 s. The uplink's MAC is that of this moment: the
+        event that tells of another one may still wait to be read.
         """
-        mac = mac_bytes(wire.link.mac)
+        try:
+            mac = fcntl.ioctl(self._arp, SIOCGIFHWADDR, struct.pack("40s", wire.link.name.encode()))[18:24]
+        except OSError:
+            return  # gone, or renamed
         for address in addresses:
             if isinstance(address, IPv4Address):
                 self._send(self._arp, wire.link, ETH_P_ARP, arp(mac, REQUEST, address, address))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from kvmd.errors import AddressInUse
 from kvmd.guest import Address, Nic
 from kvmd.network.model.host import Link, Wire
 from kvmd.network.model.survey import Survey
 from kvmd.network.wire import vicinity
+from kvmd.network.wire.announcements import Announcements
 from kvmd.network.wire.neighbours import Neighbours
 from kvmd.network.wire.vicinity import Vicinity
 
@@ -37,6 +39,7 @@ class Presence:
         """``changed(tap)``: there is another ``conflict``. Needs a running loop. Raises OSError."""
         self._survey, self._changed = survey, changed
         self._neighbours = Neighbours(self._conflicting)
+        self._announcements = Announcements(self._say)
         self._guests: Collection[tuple[Nic, Link]] = ()
         self._host = survey.host
         self._own: frozenset[Address] = frozenset()  # of the host itself
@@ -47,6 +50,7 @@ class Presence:
         self._defended: dict[Address, float] = {}  # until when not again
 
     async def close(self) -> None:
+        self._announcements.close()
         await self._neighbours.close()
 
     async def check(self, nic: Nic) -> None:
@@ -93,18 +97,27 @@ class Presence:
             if (uplink := view.uplink) is not None:
                 wires[uplink.index] = wires.get(uplink.index) or host.wire(uplink)
                 claims.setdefault(uplink.index, set()).update(view.addresses)
+        self._announcements.keep(claims)
         taps = {index: view.vicinity for index, view in self._views.items()}
         self._neighbours.serve(taps, wires, claims, (link.mac for link in self._survey.links.values()))
 
     def announce(self, uplink: Link, addresses: Iterable[Address]) -> None:
-        """As ``Neighbours.announce``."""
-        self._neighbours.announce(self._survey.host.wire(uplink), addresses)
+        """Now, and as long as they are served there some more times."""
+        self._announcements.begin(uplink.index, addresses)
 
     def announce_all(self, uplink: Link) -> None:
         """The addresses of all guests that reach the LAN by ``uplink``."""
-        for nic, _tap in self._guests:
-            if (own := self._survey.uplink(nic)) is not None and own.index == uplink.index:
-                self.announce(own, nic.addresses)
+        owners = (
+            nic
+            for nic, _tap in self._guests
+            if (own := self._survey.uplink(nic)) is not None and own.index == uplink.index
+        )
+        self.announce(uplink, chain.from_iterable(nic.addresses for nic in owners))
+
+    def _say(self, uplink: int, addresses: Iterable[Address]) -> None:
+        """Once. From an interface that has gone there is nothing to say."""
+        if link := self._survey.links.get(uplink):
+            self._neighbours.announce(self._survey.host.wire(link), addresses)
 
     def conflict(self, tap: str) -> str:
         """A sentence about the machine that uses an address of the guest as well, or ""."""
@@ -127,10 +140,9 @@ class Presence:
         now = asyncio.get_running_loop().time()
         for nic, _tap in self._guests:
             if address in nic.addresses:
-                link = self._survey.links.get(uplink)
-                if link and now > self._defended.get(address, 0.0):
+                if now > self._defended.get(address, 0.0):
                     self._defended[address] = now + DEFEND_INTERVAL
-                    self.announce(link, [address])
+                    self._say(uplink, [address])
                 sentence = f"{address} is also used by the machine with MAC {mac} on {self._survey.name(uplink)}"
                 known = self.conflict(nic.tap)
                 if known and now < self._named.get(nic.tap, 0.0):
