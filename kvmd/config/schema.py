@@ -26,6 +26,7 @@ from kvmd.config.values import (
     size,
     text,
     timeout,
+    uplink,
     uuid,
     word,
 )
@@ -88,7 +89,7 @@ GUEST = Table(
         "cdrom": Table({"path": Key(image, host=False, required=True)}, entries=True),
         "network": Table(
             {
-                "uplink": Key(interface),
+                "uplink": Key(uplink),
                 "address": Key(list_of(address), host=False),
                 "route": Key(list_of(network), host=False),
                 "mac": Key(mac, host=False),

@@ -14,6 +14,7 @@ from kvmd.guest import IMAGES, Address, Network
 
 Parse = Callable[[object], Any]
 
+ALTNAME = 127  # bytes; linux/if.h, ALTIFNAMSIZ
 SIZE_HINT = 'write bytes, or a number with K, M, G or T: "512M"'
 SPAN_HINT = 'write seconds, or a time span: "90s", "5min", "1h 30min"'
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -221,12 +222,18 @@ def uuid(value: object) -> UUID:
     return UUID(text(value))
 
 
-def interface(value: object) -> str:
+def interface(value: object, most: int = 15) -> str:
     """A name the kernel (dev_valid_name) and sysctl paths take, and no pattern for a new one ("tap%d")."""
     name = line(value)
-    if not re.fullmatch(r"[!-$&-.0-9;-~]{1,15}", name) or name in (".", "..", "all", "default"):
-        raise Wrong(f"{show(value)} is not the name of an interface", 'at most 15 characters, none of "/:%" or space')
+    if not re.fullmatch(r"[!-$&-.0-9;-~]+", name) or len(name) > most or name in (".", "..", "all", "default"):
+        hint = f'at most {most} characters, none of "/:%" or space'
+        raise Wrong(f"{show(value)} is not the name of an interface", hint)
     return name
+
+
+def uplink(value: object) -> str:
+    """Also an alternative name (ip-link(8), altname)."""
+    return interface(value, ALTNAME)
 
 
 def mac(value: object) -> str:

@@ -31,7 +31,7 @@ from kvmd.network.kernel.sysctl import Sysctls
 from kvmd.network.model import dhcp
 from kvmd.network.model.host import Link
 from kvmd.network.model.nicstatus import NOTICE, NicStatus, assess, news
-from kvmd.network.model.plan import Plan, mended, plan
+from kvmd.network.model.plan import Plan, journeys, mended, plan
 from kvmd.network.model.survey import Survey
 from kvmd.network.model.things import Failure, LinkState, Proxy
 from kvmd.network.wire.presence import Presence
@@ -74,6 +74,7 @@ class Lan:
         self._running: dict[str, tuple[Nic, Link]] = {}  # declared, present, not over
         self._passages: dict[str, Passage] = {}  # of those
         self._statuses: dict[str, NicStatus] = {}
+        self._ways: dict[str, tuple[Plan, str]] = {}  # by tap: where its packets to the world go, if that is odd
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._all, self._deep = False, False  # look at all taps; and at their settings too
         self._new: set[str] = set()  # look at these
@@ -242,6 +243,9 @@ class Lan:
                 self._presence.announce(uplink, nic.addresses)
 
     def _something_changed(self, event: Changed) -> None:
+        if event.ways:
+            self._ways.clear()
+            self._schedule(every=True)
         link = self._survey.links.get(event.device)
         if link is None and event.device:
             return  # not heard of yet: settings are told of before the interface that is born with them
@@ -310,6 +314,7 @@ class Lan:
         over = concerned & self._holdings.plans.keys() - plans.keys()
         failures = self._apply(plans, over, every, settled)
         self._presence.serve(self._running.values())
+        self._follow(plans)
         self._events.read()  # what we have just caused ourselves
         for name in concerned & self._nics.keys():
             tap = self._survey.links.get(found[name].index) if name in found else None
@@ -363,13 +368,32 @@ class Lan:
         # A tap that is down in the middle of a pass has just been set down: its event comes, and another pass.
         return [failure for failure in failures if failure.code != errno.ENETDOWN]
 
+    def _follow(self, plans: dict[str, Plan]) -> None:
+        """Ask the kernel by what guests' packets to the world leave; no matter where an uplink leads nowhere."""
+        known, self._ways = self._ways, {name: each for name, each in self._ways.items() if name in self._running}
+        new = [each for name, each in plans.items() if name not in known or known[name][0] is not each]
+        self._ways.update({each.nic.tap: (each, "") for each in new})
+        asked = [(each, *journey) for each in new for journey in journeys(each)]
+        found = self._kernel.ways([(each.tap.index, source, target) for each, source, target in asked])
+        for (each, source, target), way in zip(asked, found, strict=True):
+            if way and each.uplink and way != each.uplink.index:
+                text = (
+                    f"{each.nic.tap}: packets to the world leave by {self._survey.name(way)}, not by {each.uplink.name}"
+                    f" (a VPN's routes? see: ip route get {target} from {source} iif {each.nic.tap})"
+                )
+                self._ways[each.nic.tap] = each, text
+
     def _tell(
         self, name: str, tap: Link | None, plan: Plan | None, failures: list[Failure], unguarded: str, dropped: str
     ) -> None:
         nic, before = self._nics[name], self.status(name)
         uplink, host = self._survey.uplink(nic), self._survey.host
         things = plan.things.values() if plan else ()
-        status = assess(nic, tap, uplink, self._presence.conflict(name), things, failures, unguarded, dropped)
+        missing = self._survey.no_uplink(nic) if uplink is None else ""
+        astray = self._ways[name][1] if name in self._ways else ""
+        status = assess(
+            *(nic, tap, uplink, self._presence.conflict(name), things, failures, unguarded, dropped, missing, astray)
+        )
         if plan and uplink and nic.configure:
             status = replace(status, terms=dhcp.terms(nic, uplink, host))
         if status == before:

@@ -35,8 +35,12 @@ class _Link(ifinfmsg):
 
         nla_map = ((1, "IFLA_INFO_KIND", "asciiz"), (2, "IFLA_INFO_DATA", "tun"))
 
+    class properties(nla):
+        nla_map = ((53, "IFLA_ALT_IFNAME", "asciiz"),)
+
     nla_map = (
         *_only(ifinfmsg, "IFLA_IFNAME", "IFLA_MTU", "IFLA_EXT_MASK"),
+        (52, "IFLA_PROP_LIST", "properties"),
         (1, "IFLA_ADDRESS", "cdata"),  # of whatever length: tunnels and InfiniBand have no MACs
         (18, "IFLA_LINKINFO", "linkinfo"),
     )
@@ -51,7 +55,9 @@ class _Address(ifaddrmsg):
 
 class _Route(rtmsg):
     nla_map = _only(
-        rtmsg, "RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_PRIORITY", "RTA_PREFSRC", "RTA_MULTIPATH", "RTA_VIA"
+        rtmsg,
+        *("RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_PRIORITY", "RTA_PREFSRC", "RTA_MULTIPATH", "RTA_VIA"),
+        *("RTA_SRC", "RTA_IIF"),
     )
 
 

@@ -17,14 +17,16 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from kvmd.errors import StartFailed
+from kvmd.guest import Address
 from kvmd.network.kernel import rtnetlink
-from kvmd.network.kernel.rtnetlink import NEWNEIGH, NUD_PERMANENT, Event, Message, Request, messages
+from kvmd.network.kernel.rtnetlink import NEWNEIGH, NEWROUTE, NUD_PERMANENT, Event, Message, Request, messages
 from kvmd.network.model.host import HostRoute, Interface, Link
 from kvmd.network.model.things import PROTOCOL, Failure, Neighbour, Operation, Proxy, Route, TapAddress, Thing
 
 NLM_F_DUMP_INTR, NLMSG_ERROR, NLMSG_DONE = 0x10, 2, 3
 SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK, EXT_ACK, GET_STRICT_CHK = 270, 1, 10, 11, 12
-GROUPS = (1, 5, 7, 9, 11, 24, 25)  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF
+# LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF, IPV6_NETCONF
+GROUPS = (1, 5, 7, 8, 9, 11, 19, 24, 25)
 SO_RCVBUFFORCE = 33
 BUFFER = 4 << 20  # bytes of the socket's receive queue; a link event takes 2.3 kB of it: some 3,600 taps at once
 GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
@@ -82,6 +84,11 @@ class Kernel:
             for message in self._dump(rtnetlink.ask_routes(family, PROTOCOL, device))
             if (found := message.value(rtnetlink.route)) is not None
         ]
+
+    def ways(self, journeys: Sequence[tuple[int, Address, Address]]) -> list[int]:
+        """By which interface packets leave, 0 for none, that come in by one, from an address, to an address."""
+        answers = self._request([rtnetlink.ask_way(*journey) for journey in journeys])
+        return [rtnetlink.way(answer.read()) if answer.kind == NEWROUTE else 0 for answer in answers]
 
     def neighbours(self, device: int = 0) -> list[Neighbour]:
         """Permanent neighbours of ours, on ``device`` or (0) on any."""

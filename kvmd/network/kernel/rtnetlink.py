@@ -20,13 +20,17 @@ from kvmd.network.model.things import PROTOCOL, LinkState, Neighbour, Operation,
 # linux/rtnetlink.h, netlink.h, if.h, if_addr.h, if_link.h, neighbour.h
 NEWLINK, DELLINK, GETLINK, NEWADDR, DELADDR, GETADDR = 16, 17, 18, 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE, NEWNEIGH, DELNEIGH, GETNEIGH, NEWNETCONF = 24, 25, 26, 28, 29, 30, 80
+NEWRULE, DELRULE = 32, 33
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 IFF_UP, IFF_LOWER_UP, RTEXT_FILTER_SKIP_STATS = 0x1, 0x10000, 8
+IFF_LOOPBACK, IFF_POINTOPOINT, IFF_NOARP = 0x8, 0x10, 0x80
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE, INFINITE = 0x02, 0x200, 0xFFFFFFFF
 IFA_F_TEMPORARY, IFA_F_UNUSABLE = 0x01, 0x08 | 0x20 | 0x40  # unusable: dadfailed, deprecated, tentative
 RT_TABLE_MAIN, RTN_UNICAST, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 254, 1, 0, 253, 254
 NTF_PROXY, NTF_ROUTER, NUD_PERMANENT = 0x08, 0x80, 0x80
+
+WIDE = 4  # prefix length: VPNs put 0.0.0.0/1 and 128.0.0.0/1, or 2000::/4, before the default route
 
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 MEMORY = 1 << 14  # messages whose values are kept: those of 1,500 guests
@@ -42,11 +46,15 @@ class LinkChanged:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """An address, a route or a setting of interface ``device`` (0: of all). ``lost``: of ours, perhaps."""
+    """An address, a route or a setting of interface ``device`` (0: of all). ``lost``: of ours, perhaps.
+
+    ``ways``: packets to the world may go by another interface now, for a rule or a route of any table.
+    """
 
     device: int
     lost: bool = False
     setting: bool = False
+    ways: bool = False
 
 
 Event = LinkChanged | Changed
@@ -135,6 +143,12 @@ def ask_routes(family: int, protocol: int = 0, device: int = 0) -> Request:
     return Request(GETROUTE, NLM_F_DUMP, fields, {"RTA_OIF": device} if device else {})
 
 
+def ask_way(device: int, source: Address, target: Address) -> Request:
+    """Where would a packet go that comes in by ``device``?"""
+    fields = {"family": _family(target), "src_len": source.max_prefixlen, "dst_len": target.max_prefixlen}
+    return Request(GETROUTE, 0, fields, {"RTA_SRC": str(source), "RTA_DST": str(target), "RTA_IIF": device})
+
+
 def ask_neighbours(device: int = 0) -> Request:
     return Request(GETNEIGH, NLM_F_DUMP, {}, {"NDA_IFINDEX": device} if device else {})
 
@@ -205,7 +219,7 @@ def messages(data: bytes) -> Iterator[Message]:
 
 def link(body: Any) -> Link:
     mac = body.get_attr("IFLA_ADDRESS") or b""
-    info = body.get_attr("IFLA_LINKINFO")
+    info, properties = body.get_attr("IFLA_LINKINFO"), body.get_attr("IFLA_PROP_LIST")
     tun = info.get_attr("IFLA_INFO_DATA") if info and info.get_attr("IFLA_INFO_KIND") == "tun" else None
     return Link(
         body["index"],
@@ -215,6 +229,8 @@ def link(body: Any) -> Link:
         bool(body["flags"] & IFF_UP),
         bool(body["flags"] & IFF_LOWER_UP),
         tun is not None and tun.get_attr("IFLA_TUN_PERSIST") == 0,
+        not body["flags"] & (IFF_LOOPBACK | IFF_POINTOPOINT | IFF_NOARP),
+        tuple(properties.get_attrs("IFLA_ALT_IFNAME")) if properties else (),
     )
 
 
@@ -251,6 +267,11 @@ def host_route(body: Any) -> HostRoute | None:
     return HostRoute(prefix, index, gateway, body.get_attr("RTA_PRIORITY", 0))
 
 
+def way(body: Any) -> int:
+    """The interface by which a packet goes on, 0 for none."""
+    return _next_hop(body)[0] if body["type"] == RTN_UNICAST else 0
+
+
 def route(body: Any) -> Route | None:
     """A route of ours, None for any other."""
     target = body.get_attr("RTA_DST")
@@ -282,9 +303,13 @@ def _event(message: Message) -> Event | None:
     if kind in (NEWADDR, DELADDR):
         lost = kind == DELADDR and message.read().get_attr("IFA_PROTO") == PROTOCOL
         return Changed(message.field("index"), lost)
-    if kind in (NEWROUTE, DELROUTE) and message.field("table") == RT_TABLE_MAIN:
-        ours = message.field("proto") == PROTOCOL
-        return None if ours and kind == NEWROUTE else Changed(_next_hop(message.read())[0], lost=ours)
+    if kind in (NEWRULE, DELRULE):
+        return Changed(0, ways=True)
+    if kind in (NEWROUTE, DELROUTE):
+        main, ours = message.field("table") == RT_TABLE_MAIN, message.field("proto") == PROTOCOL
+        wide = message.field("dst_len") <= WIDE
+        if (main or wide) and not (ours and kind == NEWROUTE):
+            return Changed(_next_hop(message.read())[0] if main else 0, lost=ours, ways=wide)
     if kind == NEWNETCONF:
         body = message.read()
         off = 0 in (body.get_attr("NETCONFA_FORWARDING"), body.get_attr("NETCONFA_PROXY_NEIGH"))

@@ -13,7 +13,10 @@ Interface = IPv4Interface | IPv6Interface
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface; ``transient`` means a tap that goes with the last process that holds it open."""
+    """A network interface; ``transient`` means a tap that goes with the last process that holds it open.
+
+    ``lan``: there are neighbours, found by ARP and neighbour discovery; false of tunnels and of lo.
+    """
 
     index: int
     name: str
@@ -22,6 +25,8 @@ class Link:
     up: bool = False
     carrier: bool = False
     transient: bool = False
+    lan: bool = True
+    altnames: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +63,36 @@ class Host:
     learners: tuple[int, ...] = ()
 
     def find(self, name: str) -> Link | None:
-        return next((link for link in self.links.values() if link.name == name), None)
+        """By its name, else by an alternative one."""
+        links = self.links.values()
+        own = next((link for link in links if link.name == name), None)
+        return own or next((link for link in links if name in link.altnames), None)
 
     def uplink(self, nic: Nic, taps: Collection[str]) -> Link | None:
         """The interface ``nic`` reaches the LAN by: its own choice, else the default route's (IPv4 before IPv6).
 
-        A default route through a guest (one of ``taps``) does not lead to the LAN.
+        A default route through a guest (one of ``taps``) or a tunnel does not lead to the LAN.
         """
         if nic.uplink is not None:
-            return self.find(nic.uplink)
+            found = self.find(nic.uplink)
+            return found if found and found.lan else None
+        return next((link for link in self.default_links(taps) if link.lan), None)
+
+    def default_links(self, taps: Collection[str]) -> list[Link]:
+        """The interfaces of the default routes, the first the kernel would take, IPv4 before IPv6; none of ``taps``."""
         defaults = [
             (route.prefix.version, route.metric, link)
             for route in self.routes
             if route.prefix.prefixlen == 0 and (link := self.links.get(route.device)) and link.name not in taps
         ]
-        return min(defaults, key=lambda item: item[:2], default=(0, 0, None))[2]
+        return [link for _version, _metric, link in sorted(defaults, key=lambda item: item[:2])]
+
+    def leads_out(self, uplink: Link, version: int) -> bool:
+        """Whether a default route of this IP version does by ``uplink``."""
+        return any(
+            route.device == uplink.index and not route.prefix.prefixlen and route.prefix.version == version
+            for route in self.routes
+        )
 
     def source(self, uplink: Link, target: Address) -> Address | None:
         """The address by which the host itself speaks to ``target``, a guest reached by ``uplink``'s LAN."""

@@ -20,10 +20,10 @@ State = Literal["absent", "up", "down", "no-uplink", "uplink-down", "conflict", 
 class NicStatus:
     """``index`` and ``uplink`` are 0 and "" while there is none; ``detail`` is a sentence about what is wrong, or "".
 
-    absent: no such tap. up: all is applied. down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the
-    guest reaches this host and its guests only. conflict: another machine uses an address. blocked: another
-    firewall of this host drops what is forwarded. failed: the kernel refused a piece. ``terms``: what the guest is
-    to be told, where it is to be told anything.
+    absent: no such tap. up: all is applied; a detail says by what packets to the world leave, if not by the uplink.
+    down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the guest reaches this host and its guests only.
+    conflict: another machine uses an address. blocked: another firewall of this host drops what is forwarded.
+    failed: the kernel refused a piece. ``terms``: what the guest is to be told, where it is to be told anything.
     """
 
     tap: str
@@ -43,9 +43,12 @@ def assess(
     failures: Iterable[Failure],
     unguarded: str = "",
     dropped: str = "",
+    missing: str = "this host has no default route",
+    astray: str = "",
 ) -> NicStatus:
     """``conflict``: the sentence about one. ``unguarded``: why the guests' filter could not be made.
-    ``dropped``: the sentence about another firewall.
+    ``dropped``: the sentence about another firewall. ``missing``: why there is no uplink. ``astray``: the sentence
+    about packets to the world that leave by another interface.
 
     ``things``: all that is wanted for ``nic``; ``failures`` may be others'.
     """
@@ -60,8 +63,7 @@ def assess(
     elif refused:
         state, detail = "failed", f"{nic.tap}: the kernel refused {'; '.join(refused)}"
     elif nic.addresses and uplink is None:
-        where = f"the uplink {nic.uplink} does not exist" if nic.uplink else "this host has no default route"
-        state, detail = "no-uplink", f"{nic.tap} does not reach the LAN: {where} (it will once there is one)"
+        state, detail = "no-uplink", f"{nic.tap} does not reach the LAN: {missing}"
     elif nic.addresses and uplink and not (uplink.up and uplink.carrier):
         why = "has no carrier" if uplink.up else "is down"
         state, detail = "uplink-down", f"{nic.tap} does not reach the LAN: its uplink {uplink.name} {why}"
@@ -70,7 +72,7 @@ def assess(
     elif dropped:
         state, detail = "blocked", dropped
     else:
-        state, detail = ("up" if tap.carrier else "down"), ""
+        state, detail = ("up" if tap.carrier else "down"), astray
     return NicStatus(nic.tap, tap.index if tap else 0, uplink.name if uplink else "", state, detail)
 
 
@@ -79,7 +81,11 @@ def news(nic: Nic, uplink: Link | None, host: Host, before: NicStatus, now: NicS
     if before.state == "absent" and uplink is not None and (strangers := host.strangers(nic, uplink)):
         text = ", ".join(map(str, strangers))
         yield f"{text} of {nic.tap}: not in a prefix of {uplink.name}, only routers can find it", NOTICE
+    if now.state == before.state == "no-uplink":
+        return  # what other interfaces there are is in the status
     if now.detail and now.detail != before.detail:
         yield now.detail, ERROR if now.state == "failed" else WARNING
+    elif before.detail and now.state == before.state == "up":
+        yield f"{nic.tap}: packets to the world leave by {now.uplink} again", NOTICE
     elif before.detail and now.state == "up":
         yield f"{nic.tap} is up again on {now.uplink}", NOTICE

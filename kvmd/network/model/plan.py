@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface, ip_network
 
-from kvmd.guest import Nic
+from kvmd.guest import Address, Nic
 from kvmd.network.model.host import Host, Interface, Link
 from kvmd.network.model.things import ALL, LinkState, Neighbour, Proxy, Route, Setting, TapAddress, Thing
 
 TAP_MAC = "fe:6b:76:6d:64:00"  # of every tap, host's side: a guest's neighbour cache survives restart and migration
 TAP_MTU_MAX = 65521  # drivers/net/tun.c: MAX_MTU - ETH_HLEN
 METRIC = 1024  # of IPv6 routes (the kernel's own default), and of the IPv4 routes that name no source
+# Of either half of IPv4, as VPNs have routes to; nothing is sent there.
+WORLD = (ip_address("9.9.9.9"), ip_address("198.41.0.4"), ip_address("2620:fe::9"))
 DHCP_SERVER = IPv4Interface("169.254.171.171/32")  # on taps whose guest is configured: never stale, none of the LAN
 
 
@@ -38,6 +40,13 @@ def plan(nic: Nic, tap: Link, uplink: Link | None, host: Host, before: Plan | No
     if before and before.host is host and (before.nic, before.tap, before.uplink) == (nic, tap, uplink):
         return before
     return Plan(nic, tap, uplink, host, {thing.key: thing for thing in wanted(nic, tap, uplink, host)})
+
+
+def journeys(plan: Plan) -> Iterator[tuple[Address, Address]]:
+    """From which address of the guest, and where to, it is to be asked whether the uplink is the way."""
+    for source in {address.version: address for address in reversed(plan.nic.addresses)}.values():
+        if plan.uplink and plan.host.leads_out(plan.uplink, source.version):
+            yield from ((source, target) for target in WORLD if target.version == source.version)
 
 
 def mended(done: Collection[Thing], plans: Mapping[str, Plan], before: Mapping[str, Plan]) -> dict[str, str]:

@@ -9,6 +9,8 @@ from kvmd.guest import Nic
 from kvmd.network.model.host import Host, HostRoute, Interface, Link
 from kvmd.network.model.things import LinkState
 
+NAMED = 8  # interfaces in a sentence
+
 
 class Survey:
     """``host`` is another object after each look, and when the learners change; its interfaces are those of now."""
@@ -19,6 +21,7 @@ class Survey:
         self.stale = False  # addresses and routes have to be asked for
         self._taps: Collection[str] = ()
         self._uplinks: dict[str | None, Link | None] = {}  # by what a guest file says, found since the last change
+        self._renamed: dict[str, int] = {}  # interfaces by the name that they had last
 
     def expect(self, taps: Collection[str]) -> None:
         """The names of the guests' taps."""
@@ -46,6 +49,8 @@ class Survey:
     def hear(self, link: Link, gone: bool) -> Link | None:
         """One interface is so now, or gone. Returns what it was before, None if it was not known."""
         before = self.links.get(link.index)
+        if before is not None and before.name != link.name:
+            self._renamed[before.name] = link.index
         if gone:
             self.links.pop(link.index, None)
         else:
@@ -74,6 +79,24 @@ class Survey:
         if nic.uplink not in self._uplinks:
             self._uplinks[nic.uplink] = self.host.uplink(nic, self._taps)
         return self._uplinks[nic.uplink]
+
+    def no_uplink(self, nic: Nic) -> str:
+        """Why ``nic`` has none."""
+        mute = "speaks neither ARP nor neighbour discovery, as a tunnel"
+        if nic.uplink is None:
+            ways = self.host.default_links(self._taps)
+            return (
+                f"this host's default route leads by {ways[0].name}, which {mute}"
+                if ways
+                else "this host has no default route"
+            )
+        if (link := self.host.find(nic.uplink)) is not None:
+            return f"the uplink {link.name} {mute}"
+        if now := self.name(self._renamed.get(nic.uplink, 0)):
+            return f"the uplink {nic.uplink} does not exist, it is called {now} now (name that in the guest's file)"
+        there = [link.name for link in self.others() if link.lan]
+        names = ", ".join([*there[:NAMED], *(["…"] if there[NAMED:] else [])]) or "none"
+        return f"the uplink {nic.uplink} does not exist (there are: {names})"
 
     def name(self, index: int) -> str | None:
         """Of the interface with this index, while there is one."""
