@@ -14,6 +14,7 @@ import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,7 +32,7 @@ from kvmd.network.kernel.sysctl import Sysctls
 from kvmd.network.model import dhcp
 from kvmd.network.model.host import Link
 from kvmd.network.model.nicstatus import NOTICE, NicStatus, assess, news
-from kvmd.network.model.plan import Plan, journeys, mended, plan
+from kvmd.network.model.plan import Plan, journeys, mended, narrowed, plan
 from kvmd.network.model.survey import Survey
 from kvmd.network.model.things import Failure, LinkState, Proxy
 from kvmd.network.wire.presence import Presence
@@ -266,9 +267,14 @@ class Lan:
         """Proxy entries and settings make no events. A pass over a thousand taps takes long: only if they differ."""
         self._poll = None
         self._keep_looking()
-        if self._holdings.touched():
+        if self._holdings.touched() or self._four_only() != self._survey.host.four_only:
             self._schedule(every=True)
         self._presence.expire()
+
+    def _four_only(self) -> tuple[int, ...]:
+        """Of the uplinks of guests with IPv6, those that have it switched off."""
+        uplinks = {self._survey.uplink(nic) for nic, _tap in self._running.values() if 6 in nic.families}
+        return self._sysctls.four_only(sorted(uplink.index for uplink in uplinks if uplink))
 
     def _keep_looking(self) -> None:
         if self._running and self._poll is None:
@@ -343,7 +349,7 @@ class Lan:
     def _plan(self, scope: dict[str, tuple[Nic, Link]]) -> dict[str, Plan]:
         survey, before = self._survey, self._holdings.plans
         if any(6 in nic.families for nic, _tap in scope.values()):
-            survey.learn(self._sysctls.learners(link.index for link in survey.others()))
+            survey.learn(self._sysctls.learners(link.index for link in survey.others()), self._four_only())
         return {
             name: plan(nic, tap, survey.uplink(nic), survey.host, before.get(name))
             for name, (nic, tap) in scope.items()
@@ -363,7 +369,7 @@ class Lan:
                 new.setdefault(link.index, []).append(thing.address)
         for index, addresses in new.items():
             self._presence.announce(self._survey.links[index], addresses)
-        for name, sentence in mended(done, plans, before).items():
+        for name, sentence in chain(mended(done, plans, before).items(), narrowed(plans, before).items()):
             self._report(name, sentence, NOTICE)
         # A tap that is down in the middle of a pass has just been set down: its event comes, and another pass.
         return [failure for failure in failures if failure.code != errno.ENETDOWN]
@@ -391,8 +397,10 @@ class Lan:
         things = plan.things.values() if plan else ()
         missing = self._survey.no_uplink(nic) if uplink is None else ""
         astray = self._ways[name][1] if name in self._ways else ""
+        four_only = uplink is not None and not host.speaks(uplink, 6)
         status = assess(
-            *(nic, tap, uplink, self._presence.conflict(name), things, failures, unguarded, dropped, missing, astray)
+            *(nic, tap, uplink, self._presence.conflict(name), things, failures, unguarded, dropped, missing, astray),
+            four_only,
         )
         if plan and uplink and nic.configure:
             status = replace(status, terms=dhcp.terms(nic, uplink, host))

@@ -366,6 +366,7 @@ async def test_heals(bottle: Bottle, lan: Lan, trouble: str) -> None:
         await eventually(lambda: run("sysctl", "-n", "net.ipv4.conf.up0.forwarding").strip() == "1")
     mended = [sentence for _tap, sentence, _priority in bottle.reports if "restored" in sentence]
     assert bool(mended) == (trouble not in ("recreate", "carrier")), bottle.reports
+    assert trouble != "sysctl" or "net/ipv6/conf/all/forwarding=1" in mended[0]
     settle()
     assert await bottle.lan.reaches(*texts(nic))
     assert await guest.reaches(ROUTER4, ROUTER6, HOST4)
@@ -433,13 +434,26 @@ async def test_second_default_route(bottle: Bottle, lan: Lan) -> None:
     await eventually(lambda: lan.status(nic.tap).uplink == "up0" and proxies() == set(texts(nic)))
 
 
-async def test_mtu_follows(bottle: Bottle, lan: Lan) -> None:
+async def test_mtu_follows(bottle: Bottle, lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that has the old one is told of; not a neighbour is lost meanwhile."""
     _guest, nic = bottle.guest(1)
     script("ip link set up0 mtu 9000")
     await up(lan, nic)
     assert "mtu 9000" in run("ip", "link", "show", "tap1")
+    apply, neighbours = lan._kernel.apply, []
+
+    def watched(operations: list[Operation]) -> list[Failure]:
+        failures = apply(operations)
+        neighbours.append(run("ip", "neigh", "show", "dev", "tap1", "nud", "permanent"))
+        return failures
+
+    monkeypatch.setattr(lan._kernel, "apply", watched)
     script("ip link set up0 mtu 1400")
     await eventually(lambda: "mtu 1400" in run("ip", "link", "show", "tap1"))
+    assert all(text in each for text in texts(nic) for each in neighbours)
+    assert [text.partition(" until")[0] for _tap, text, _priority in bottle.reports] == [
+        "tap1: its uplink up0 has an MTU of 1400 now, the guest keeps 9000"
+    ]
 
 
 async def test_addresses_in_use(bottle: Bottle, lan: Lan) -> None:

@@ -64,9 +64,9 @@ def test_the_uplink_is_the_one_of_now(survey: Survey) -> None:
 
 def test_same_host_until_the_next_look(survey: Survey) -> None:
     """Plans are kept for as long as it is the same."""
-    survey.learn((2,))
+    survey.learn((2,), ())
     host = survey.host
-    survey.learn((2,))
+    survey.learn((2,), ())
     survey.hear(replace(TAP, up=True), gone=False)
     survey.made(LinkState(7, "fe:00:00:00:00:01", 9000))
     assert survey.host is host

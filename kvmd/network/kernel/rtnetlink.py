@@ -95,7 +95,10 @@ def request(operation: Operation) -> Request:
         case LinkState():
             number, how = NEWLINK, 0
             fields = {"index": thing.device, "flags": IFF_UP * thing.up, "change": IFF_UP}
-            attributes = {"IFLA_MTU": thing.mtu, "IFLA_ADDRESS": bytes.fromhex(thing.mac.replace(":", ""))}
+            attributes = {"IFLA_MTU": thing.mtu}
+            if not (isinstance(operation.was, LinkState) and operation.was.mac == thing.mac):
+                # Even the MAC that it has: the kernel forgets all neighbours, permanent ones, too (neigh_changeaddr).
+                attributes["IFLA_ADDRESS"] = bytes.fromhex(thing.mac.replace(":", ""))
         case TapAddress():
             number, how = (DELADDR, 0) if remove else (NEWADDR, create)
             own, length = thing.interface.ip, thing.interface.network.prefixlen

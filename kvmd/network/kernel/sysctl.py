@@ -70,6 +70,10 @@ class Sysctls:
 
         return tuple(index for index in indices if learns(index))
 
+    def four_only(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """Of these interfaces, those on which IPv6 is switched off."""
+        return tuple(index for index in indices if self._read("ipv6/conf", index, "disable_ipv6"))
+
     def apply(self, operations: Sequence[Operation], volatile: Iterable[int] = ()) -> list[Failure]:
         """In order; to remove is to put back. ``volatile``: interfaces that end with their guest, not journaled."""
         settings = {item: item.thing for item in operations if isinstance(item.thing, Setting)}

@@ -9,6 +9,7 @@ from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 from kvmd.guest import Address, Network, Nic
 
 Interface = IPv4Interface | IPv6Interface
+IPV6_MTU_MIN = 1280  # RFC 8200 section 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,14 @@ class Host:
     """The host's interfaces, its usable addresses by interface index, its default routes and on-link prefixes.
 
     ``learners``: interfaces that take router advertisements and would no longer do so on a forwarding host.
+    ``four_only``: those on which IPv6 is switched off.
     """
 
     links: Mapping[int, Link] = field(default_factory=dict)
     addresses: Mapping[int, tuple[Interface, ...]] = field(default_factory=dict)
     routes: tuple[HostRoute, ...] = ()
     learners: tuple[int, ...] = ()
+    four_only: tuple[int, ...] = ()
 
     def find(self, name: str) -> Link | None:
         """By its name, else by an alternative one."""
@@ -93,6 +96,10 @@ class Host:
             route.device == uplink.index and not route.prefix.prefixlen and route.prefix.version == version
             for route in self.routes
         )
+
+    def speaks(self, uplink: Link, version: int) -> bool:
+        """Whether the host itself does there. On an interface with less than its least MTU the kernel ends IPv6."""
+        return version == 4 or (uplink.index not in self.four_only and uplink.mtu >= IPV6_MTU_MIN)
 
     def source(self, uplink: Link, target: Address) -> Address | None:
         """The address by which the host itself speaks to ``target``, a guest reached by ``uplink``'s LAN."""

@@ -8,8 +8,8 @@ from typing import Literal
 
 from kvmd.guest import Nic
 from kvmd.network.model.dhcp import Terms
-from kvmd.network.model.host import Host, Link
-from kvmd.network.model.things import Failure, Thing
+from kvmd.network.model.host import IPV6_MTU_MIN, Host, Link
+from kvmd.network.model.things import Failure, Thing, describe
 
 ERROR, WARNING, NOTICE = 3, 4, 5  # syslog(3)
 
@@ -21,7 +21,8 @@ class NicStatus:
     """``index`` and ``uplink`` are 0 and "" while there is none; ``detail`` is a sentence about what is wrong, or "".
 
     absent: no such tap. up: all is applied; a detail says by what packets to the world leave, if not by the uplink.
-    down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the guest reaches this host and its guests only.
+    down: the same, but no QEMU holds the tap. no-uplink, uplink-down: the guest reaches this host and its guests only,
+    by IPv6 or at all.
     conflict: another machine uses an address. blocked: another firewall of this host drops what is forwarded.
     failed: the kernel refused a piece. ``terms``: what the guest is to be told, where it is to be told anything.
     """
@@ -45,15 +46,19 @@ def assess(
     dropped: str = "",
     missing: str = "this host has no default route",
     astray: str = "",
+    four_only: bool = False,
 ) -> NicStatus:
     """``conflict``: the sentence about one. ``unguarded``: why the guests' filter could not be made.
     ``dropped``: the sentence about another firewall. ``missing``: why there is no uplink. ``astray``: the sentence
-    about packets to the world that leave by another interface.
+    about packets to the world that leave by another interface. ``four_only``: the uplink speaks no IPv6.
 
     ``things``: all that is wanted for ``nic``; ``failures`` may be others'.
     """
+    names = {link.index: link.name for link in (tap, uplink) if link}
     refused = [
-        f"{failure.operation.thing}: {failure.text}" for failure in failures if failure.operation.thing in things
+        f"{describe(thing, names.get(thing.device, f'interface {thing.device}'))}: {failure.text}"
+        for failure in failures
+        if (thing := failure.operation.thing) in things
     ]
     state: State
     if tap is None:
@@ -67,6 +72,9 @@ def assess(
     elif nic.addresses and uplink and not (uplink.up and uplink.carrier):
         why = "has no carrier" if uplink.up else "is down"
         state, detail = "uplink-down", f"{nic.tap} does not reach the LAN: its uplink {uplink.name} {why}"
+    elif uplink and four_only and 6 in nic.families:
+        why = f"has an MTU of {uplink.mtu}" if uplink.mtu < IPV6_MTU_MIN else "has IPv6 switched off (disable_ipv6)"
+        state, detail = "uplink-down", f"{nic.tap} does not reach the LAN by IPv6: its uplink {uplink.name} {why}"
     elif conflict:
         state, detail = "conflict", conflict
     elif dropped:

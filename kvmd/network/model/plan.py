@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface, ip_network
 
 from kvmd.guest import Address, Nic
-from kvmd.network.model.host import Host, Interface, Link
-from kvmd.network.model.things import ALL, LinkState, Neighbour, Proxy, Route, Setting, TapAddress, Thing
+from kvmd.network.model.host import IPV6_MTU_MIN, Host, Interface, Link
+from kvmd.network.model.things import ALL, LinkState, Neighbour, Proxy, Route, Setting, TapAddress, Thing, describe
 
 TAP_MAC = "fe:6b:76:6d:64:00"  # of every tap, host's side: a guest's neighbour cache survives restart and migration
 TAP_MTU_MAX = 65521  # drivers/net/tun.c: MAX_MTU - ETH_HLEN
@@ -52,16 +52,40 @@ def journeys(plan: Plan) -> Iterator[tuple[Address, Address]]:
 def mended(done: Collection[Thing], plans: Mapping[str, Plan], before: Mapping[str, Plan]) -> dict[str, str]:
     """Of what has just been made, what had been made already when ``before`` were carried out: sentences, by tap.
 
-    A thing that several taps share is told once.
+    A thing that several taps share is told once. When an interface's MTU changes the kernel itself may remove some.
     """
     owners = {key: tap for tap, plan in plans.items() for key in plan.things} if done else {}
     found: dict[str, list[str]] = {}
     for thing in done:
         tap = owners[thing.key]
-        if tap in before and before[tap].things.get(thing.key) == thing:
-            found.setdefault(tap, []).append(str(thing))
+        own = plans[tap]
+        if tap in before and before[tap].things.get(thing.key) == thing and _mtus(own) == _mtus(before[tap]):
+            link = own.host.links.get(thing.device)
+            found.setdefault(tap, []).append(describe(thing, link.name if link else ""))
     return {
         tap: f"{tap}: restored after it was removed or changed: {', '.join(pieces)}" for tap, pieces in found.items()
+    }
+
+
+def _mtus(plan: Plan) -> tuple[int, int]:
+    return plan.tap.mtu, plan.uplink.mtu if plan.uplink else 0
+
+
+def narrowed(plans: Mapping[str, Plan], before: Mapping[str, Plan]) -> dict[str, str]:
+    """Guests that run, and go on sending larger packets than their LAN takes now: sentences, by tap.
+
+    One that is configured by DHCP and router advertisements is told.
+    """
+    return {
+        tap: f"{tap}: its uplink {now.uplink.name} has an MTU of {now.uplink.mtu} now, the guest keeps {was.uplink.mtu}"
+        f" until it is restarted (or set it within: ip link set dev INTERFACE mtu {now.uplink.mtu})"
+        for tap, now in plans.items()
+        if (was := before.get(tap)) is not None
+        and now.uplink is not None
+        and was.uplink is not None
+        and (now.uplink.index, now.nic.configure) == (was.uplink.index, False)
+        and now.uplink.mtu < was.uplink.mtu
+        and now.tap.carrier
     }
 
 
@@ -74,15 +98,25 @@ def wanted(nic: Nic, tap: Link, uplink: Link | None, host: Host) -> list[Thing]:
         *_host_settings(nic.families, host.learners),
         *(_uplink_settings(uplink.index, nic.families) if uplink else ()),
         *_tap_guard(tap.index, nic.families),
-        LinkState(tap.index, TAP_MAC, min(uplink.mtu, TAP_MTU_MAX) if uplink else tap.mtu),
+        LinkState(tap.index, TAP_MAC, _mtu(nic, uplink) if uplink else tap.mtu),
         *(TapAddress(tap.index, interface) for interface in _servers(nic, uplink, host)),
         *(Neighbour(tap.index, address, nic.mac) for address in nic.addresses),
         *_routes(nic, tap, uplink, host),
         *_tap_forwarding(tap.index, nic.families),
         *tap_proxies(nic, tap, uplink, host),
-        # Last: from here on the LAN sends. An uplink that is down forgets its entries; they follow when it is up.
-        *(Proxy(uplink.index, address) for address in nic.addresses if uplink and uplink.up),
+        # Last: from here on the LAN sends. An uplink that is down, or has its IPv6 switched off, forgets its entries;
+        # they follow when it is up.
+        *(
+            Proxy(uplink.index, address)
+            for address in nic.addresses
+            if uplink and uplink.up and host.speaks(uplink, address.version)
+        ),
     ]
+
+
+def _mtu(nic: Nic, uplink: Link) -> int:
+    """The uplink's; for a guest with IPv6 at least what the kernel speaks it with."""
+    return max(min(uplink.mtu, TAP_MTU_MAX), IPV6_MTU_MIN if 6 in nic.families else 0)
 
 
 def _host_settings(families: Collection[int], learners: Iterable[int]) -> Iterator[Setting]:

@@ -65,10 +65,10 @@ class Survey:
         if link := self.links.get(state.device):
             self.links[link.index] = replace(link, mac=state.mac, mtu=state.mtu, up=state.up)
 
-    def learn(self, learners: tuple[int, ...]) -> None:
+    def learn(self, learners: tuple[int, ...], four_only: tuple[int, ...]) -> None:
         """See ``Host``."""
-        if learners != self.host.learners:
-            self.host = replace(self.host, learners=learners)
+        if (learners, four_only) != (self.host.learners, self.host.four_only):
+            self.host = replace(self.host, learners=learners, four_only=four_only)
 
     def others(self) -> list[Link]:
         """Interfaces that are no guest's tap."""

@@ -7,7 +7,7 @@ all others.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kvmd.guest import Address, Network
@@ -31,7 +31,7 @@ class Setting:
         return ("setting", self.table, self.device, self.name)
 
     def __str__(self) -> str:
-        return f"{self.table} {self.name}={self.value}"
+        return describe(self, f"interface {self.device}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +116,27 @@ class Proxy:
         return f"proxy entry for {self.address}"
 
 
+def describe(thing: Thing, interface: str) -> str:
+    """In words, with the name of its interface; a setting as sysctl(8) takes it."""
+    match thing:
+        case Setting():
+            where = interface if thing.device != ALL else "all"
+            return f"net/{thing.table}/{where}/{thing.name}={thing.value}"
+        case Neighbour() | Proxy() | Route():
+            return f"{thing} on {interface}"
+    return str(thing)
+
+
 Thing = Setting | LinkState | TapAddress | Route | Neighbour | Proxy
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """``add``: must not exist; ``replace``: exists with our tag; ``remove`` a Setting: what it was before."""
+    """``add``: must not exist; ``replace``: exists with our tag, as ``was``; ``remove`` a Setting: put it back."""
 
     action: Literal["add", "replace", "remove"]
     thing: Thing
+    was: Thing | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,8 @@ def diff(wanted: Iterable[Thing], present: Iterable[Thing]) -> list[Operation]:
     held = {thing.key: thing for thing in present}
     surplus = [Operation("remove", held[key]) for key in reversed(held) if key not in target]
     missing = [
-        Operation("replace" if key in held else "add", thing) for key, thing in target.items() if held.get(key) != thing
+        Operation("replace" if key in held else "add", thing, held.get(key))
+        for key, thing in target.items()
+        if held.get(key) != thing
     ]
     return surplus + missing
