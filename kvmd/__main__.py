@@ -19,12 +19,16 @@ from kvmd.config.guestfile import HostIds
 from kvmd.config.watch import Watch
 from kvmd.errors import KvmdError, Problem
 
+MACHINE_ID = Path("/etc/machine-id")
 THREADS = 64  # of which storage that does not answer holds one for each start
 
 
 def check(paths: Sequence[Path]) -> int:
     """``kvmd --check``: print every problem of every file; the exit status."""
-    found = read(HostIds(""), paths, same=lambda path: Path(os.path.realpath(path)))
+    machine_id = ""  # derived MAC addresses are then others than this host's
+    with suppress(OSError):
+        machine_id = MACHINE_ID.read_text().strip()
+    found = read(HostIds(machine_id), paths, same=lambda path: Path(os.path.realpath(path)))
     problems = found.problems + [Problem(str(path), 1, "", "there is no such file") for path in found.missing]
     for problem in sorted(problems):
         print(problem)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from kvmd import __main__
 from kvmd.config.directory import Configuration, read
-from kvmd.config.guestfile import HostIds
+from kvmd.config.guestfile import HostIds, parse
 
 TAP = '[[network]]\ntap = "t"'
 
@@ -50,3 +53,19 @@ def test_named_files_only(tmp_path: Path) -> None:
     assert usable(found) == ["a"]
     assert found.missing == [gone]
     assert found.problems == []
+
+
+def test_what_is_checked_has_the_hosts_own_derived_addresses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(__main__, "MACHINE_ID", tmp_path / "machine-id")
+    __main__.MACHINE_ID.write_text("0123abcd\n")
+    paths = [tmp_path / "a.toml", tmp_path / "b.toml"]
+    paths[0].write_text("[[network]]\n")
+    derived = parse("[[network]]\n", paths[0], HostIds("0123abcd")).guest
+    assert derived
+    paths[1].write_text(f'[[network]]\nmac = "{derived.nics[0].mac}"\n')
+    assert __main__.check(paths) == 1
+    assert derived.nics[0].mac in capsys.readouterr().out
+    __main__.MACHINE_ID.unlink()
+    assert __main__.check(paths) == 0
