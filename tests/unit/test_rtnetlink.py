@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from ipaddress import ip_address
 
 import pytest
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from kvmd.network.kernel import codec
-from kvmd.network.kernel.rtnetlink import NEWROUTE
+from kvmd.network.kernel.rtnetlink import NEWROUTE, Way
 
 from .netlink import golden
 
@@ -33,3 +35,14 @@ def test_check_does_not_load_what_it_does_not_need() -> None:
         text=True,
     )
     assert done.stdout == "\n"
+
+
+def test_a_way_is_asked_as_pyroute2_would_write_it() -> None:
+    for source, target in (("192.0.2.51", "198.41.0.4"), ("2001:db8:1::51", "2620:fe::9")):
+        message = rtmsg()
+        message["header"] = {"type": 26, "flags": 1, "sequence_number": 7}
+        bits = ip_address(target).max_prefixlen
+        message.update({"family": 2 if bits == 32 else 10, "dst_len": bits, "src_len": bits})
+        message["attrs"] = [("RTA_SRC", source), ("RTA_DST", target), ("RTA_IIF", 5)]
+        message.encode()
+        assert Way(5, ip_address(source), ip_address(target)).encode(7) == bytes(message.data)

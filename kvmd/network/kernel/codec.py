@@ -55,9 +55,7 @@ class _Address(ifaddrmsg):
 
 class _Route(rtmsg):
     nla_map = _only(
-        rtmsg,
-        *("RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_PRIORITY", "RTA_PREFSRC", "RTA_MULTIPATH", "RTA_VIA"),
-        *("RTA_SRC", "RTA_IIF"),
+        rtmsg, "RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_PRIORITY", "RTA_PREFSRC", "RTA_MULTIPATH", "RTA_VIA"
     )
 
 

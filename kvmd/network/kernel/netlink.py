@@ -19,7 +19,7 @@ from contextlib import suppress
 from kvmd.errors import StartFailed
 from kvmd.guest import Address
 from kvmd.network.kernel import rtnetlink
-from kvmd.network.kernel.rtnetlink import NEWNEIGH, NEWROUTE, NUD_PERMANENT, Event, Message, Request, messages
+from kvmd.network.kernel.rtnetlink import NEWNEIGH, NEWROUTE, NUD_PERMANENT, Event, Message, Request, Way, messages
 from kvmd.network.model.host import HostRoute, Interface, Link
 from kvmd.network.model.things import PROTOCOL, Failure, Neighbour, Operation, Proxy, Route, TapAddress, Thing
 
@@ -87,8 +87,8 @@ class Kernel:
 
     def ways(self, journeys: Sequence[tuple[int, Address, Address]]) -> list[int]:
         """By which interface packets leave, 0 for none, that come in by one, from an address, to an address."""
-        answers = self._request([rtnetlink.ask_way(*journey) for journey in journeys])
-        return [rtnetlink.way(answer.read()) if answer.kind == NEWROUTE else 0 for answer in answers]
+        answers = self._request([Way(*journey) for journey in journeys])
+        return [answer.value(rtnetlink.way) if answer.kind == NEWROUTE else 0 for answer in answers]
 
     def neighbours(self, device: int = 0) -> list[Neighbour]:
         """Permanent neighbours of ours, on ``device`` or (0) on any."""
@@ -127,7 +127,7 @@ class Kernel:
         """A dump of many IPv6 routes misses some while the kernel makes its own for new interfaces."""
         return isinstance(thing, Route) and thing in self.routes(thing.device)
 
-    def _request(self, requests: Sequence[Request]) -> list[Message]:
+    def _request(self, requests: Sequence[Request | Way]) -> list[Message]:
         """The answer to each."""
         answers: dict[int, Message] = {}
         first = self._sequence + 1
