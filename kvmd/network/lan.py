@@ -31,7 +31,7 @@ from kvmd.network.kernel.rtnetlink import Changed, Event, LinkChanged
 from kvmd.network.kernel.sysctl import Sysctls
 from kvmd.network.model import dhcp
 from kvmd.network.model.host import Link
-from kvmd.network.model.nicstatus import NOTICE, NicStatus, assess, news
+from kvmd.network.model.nicstatus import NOTICE, WARNING, NicStatus, assess, news, stranger
 from kvmd.network.model.plan import Plan, journeys, mended, narrowed, plan
 from kvmd.network.model.survey import Survey
 from kvmd.network.model.things import Failure, LinkState, Proxy
@@ -39,6 +39,7 @@ from kvmd.network.wire.presence import Presence
 from kvmd.systemd.sysbus import SystemBus
 
 JOURNAL = Path("/run/kvmd/sysctl.json")
+STRANGERS = 8  # addresses that are not a guest's own, of each guest
 POLL = 1.8  # seconds between looks at what makes no event: proxy entries, settings
 
 
@@ -84,6 +85,7 @@ class Lan:
         self._closed = False
         self._pass: asyncio.Handle | None = None
         self._poll: asyncio.TimerHandle | None = None
+        self._strangers: dict[str, set[str | Address]] = {}  # by tap: what it sent from, as has been told
 
     async def __aenter__(self) -> Self:
         """Opens what can fail; nothing is heard, looked at or changed before ``begin``. Raises Unavailable."""
@@ -92,7 +94,7 @@ class Lan:
                 self._kernel = Kernel()
                 stack.callback(self._kernel.close)
                 self._holdings = Holdings(self._kernel, self._sysctls)
-                self._presence = Presence(self._survey, lambda tap: self._schedule({tap}))
+                self._presence = Presence(self._survey, lambda tap: self._schedule({tap}), self._stranger)
                 stack.push_async_callback(self._presence.close)
                 self._open = stack.pop_all()
         return self
@@ -188,6 +190,7 @@ class Lan:
     def give_up(self, tap: str) -> None:
         """The guest is about to end: from now on the LAN is told no more about it."""
         self._presence.forget(tap)
+        self._strangers.pop(tap, None)
         if tap in self._over:
             return
         self._over.add(tap)
@@ -234,6 +237,7 @@ class Lan:
             return
         if gone:
             self._over.discard(link.name)
+            self._strangers.pop(link.name, None)
             self._schedule({link.name})
         elif before != link:
             self._schedule({link.name})
@@ -270,6 +274,17 @@ class Lan:
         if self._holdings.touched() or self._four_only() != self._survey.host.four_only:
             self._schedule(every=True)
         self._presence.expire()
+        for tap, source in self._firewall.strangers():
+            self._stranger(tap, source)
+
+    def _stranger(self, tap: str, source: str | Address) -> None:
+        """Guests may send from any number of addresses that are not theirs: some are told of."""
+        if tap not in self._running:
+            return
+        nic, known = self._running[tap][0], self._strangers.setdefault(tap, set())
+        if source not in known and len(known) < STRANGERS and nic.addresses and source not in (nic.mac, *nic.addresses):
+            known.add(source)
+            self._report(tap, stranger(nic, source, last=len(known) == STRANGERS), WARNING)
 
     def _four_only(self) -> tuple[int, ...]:
         """Of the uplinks of guests with IPv6, those that have it switched off."""

@@ -83,7 +83,7 @@ def test_checksum(frame: bytes) -> None:
 
 
 def test_arp_filter() -> None:
-    program = arp_filter([UPLINK, 9], [int(FOUR), int(IPv4Address("192.0.2.99"))])
+    program = arp_filter([TAP, 8], [UPLINK, 9], [int(FOUR), int(IPv4Address("192.0.2.99"))])
     nobody = IPv4Address(0)
     assert passes(program, arp(MAC, REQUEST, FOUR, OTHER4), UPLINK)
     assert passes(program, arp(MAC, REPLY, FOUR, OTHER4), 9)
@@ -91,7 +91,8 @@ def test_arp_filter() -> None:
     assert not passes(program, arp(MAC, REQUEST, nobody, OTHER4), UPLINK)
     assert not passes(program, arp(MAC, REQUEST, OTHER4, FOUR), UPLINK)
     assert not passes(program, arp(MAC, REQUEST, FOUR, OTHER4), ELSEWHERE)
-    assert not passes(arp_filter([], []), arp(MAC, REQUEST, FOUR, OTHER4), UPLINK)
+    assert passes(program, arp(MAC, REQUEST, OTHER4, FOUR), TAP)  # whatever a guest says
+    assert not passes(arp_filter([], [], []), arp(MAC, REQUEST, FOUR, OTHER4), UPLINK)
 
 
 def test_nd_filter() -> None:
@@ -113,13 +114,14 @@ def test_nd_filter() -> None:
 def test_many_guests() -> None:
     """The jumps reach, and the kernel's limit holds however many there are."""
     addresses = list(range(1, 700))
-    assert passes(arp_filter([UPLINK], addresses), arp(MAC, REQUEST, IPv4Address(699), FOUR), UPLINK)
-    assert not passes(arp_filter([UPLINK], addresses), arp(MAC, REQUEST, IPv4Address(700), FOUR), UPLINK)
+    assert passes(arp_filter([], [UPLINK], addresses), arp(MAC, REQUEST, IPv4Address(699), FOUR), UPLINK)
+    assert not passes(arp_filter([], [UPLINK], addresses), arp(MAC, REQUEST, IPv4Address(700), FOUR), UPLINK)
     scattered = [number * number for number in range(3, 5000)]
-    program = arp_filter([UPLINK], scattered)
+    program = arp_filter([], [UPLINK], scattered)
     assert all(passes(program, arp(MAC, REQUEST, IPv4Address(each), FOUR), UPLINK) for each in scattered[::99])
     assert not passes(program, arp(MAC, REQUEST, IPv4Address(8), FOUR), UPLINK)
     assert len(program) < BPF_MAXINSNS
+    assert len(arp_filter(scattered, [UPLINK], scattered)) < BPF_MAXINSNS
     assert len(nd_filter(scattered, [UPLINK], scattered)) < BPF_MAXINSNS
 
 

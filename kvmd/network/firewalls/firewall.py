@@ -1,5 +1,6 @@
 """What a guest may not send: packets from another MAC, IPv4 or IPv6 address, router advertisements, DHCP offers; and
 packets to hundreds of LAN addresses a second, each of which would cost the host an entry of its neighbour table.
+From which MACs and addresses it tried is kept for a minute, some few of each guest.
 
 And what nobody else may: packets from a guest's address that come in by another way than its own tap reach neither this
 host nor other guests. They do reach that guest, which may have sent them by one of its uplinks to another.
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address
 
 from kvmd.guest import Address, Network, Nic
-from kvmd.network.kernel.nftables import DELETIONS, GENERATION, Changes, Nftables
+from kvmd.network.kernel.nftables import DELETIONS, GENERATION, Changes, Elements, Nftables
 
 NAME = "kvmd"
+IFNAMSIZ = 16  # linux/if.h
 TABLE = f"inet {NAME}"
 
 # Added before it is deleted: so it is no error where there is none.
@@ -30,6 +32,9 @@ ASTRAY = "fib saddr . iif oif missing"
 # An entry nobody answers for stays incomplete for 3 s and cannot be reclaimed for 5 (net/core/neighbour.c,
 # neigh_forced_gc); gc_thresh3 is 1,024 by default. One guest gets at most 200 of them.
 PACE = "update @pace { iifname limit rate 20/second burst 100 packets }"
+
+# What a guest is told by: so many others' addresses of it are noted, of a flood of forged ones, too.
+NOTE = "update @noted { iifname limit rate 4/minute burst 8 packets }"
 
 _TABLE = f"""{NOTHING}table {TABLE} {{
   set guests {{ type ifname; }}
@@ -51,8 +56,12 @@ _TABLE = f"""{NOTHING}table {TABLE} {{
   set talks4 {{ type ifname . ipv4_addr; flags dynamic, timeout; timeout 10s; size 65535; }}
   set talks6 {{ type ifname . ipv6_addr; flags dynamic, timeout; timeout 10s; size 65535; }}
   set pace {{ type ifname; flags dynamic, timeout; timeout 1m; size 65535; }}
+  set noted {{ type ifname; flags dynamic, timeout; timeout 5m; size 65535; }}
+  set strange_macs {{ type ifname . ether_addr; flags dynamic, timeout; timeout 1m; size 65535; }}
+  set strange4 {{ type ifname . ipv4_addr; flags dynamic, timeout; timeout 1m; size 65535; }}
+  set strange6 {{ type ifname . ipv6_addr; flags dynamic, timeout; timeout 1m; size 65535; }}
   chain guest {{
-    iifname . ether saddr != @macs drop
+    iifname . ether saddr != @macs goto strange
     udp sport {{ 67, 547 }} drop
     icmpv6 type {{ nd-router-advert, nd-redirect }} drop
     iifname . ip saddr @own4 goto talk
@@ -64,6 +73,18 @@ _TABLE = f"""{NOTHING}table {TABLE} {{
     ip6 saddr :: icmpv6 type {{ mld-listener-report, mld2-listener-report }} accept
     iifname . ip6 saddr @talks6 accept
     ip6 saddr fe80::/10 {PACE} add @talks6 {{ iifname . ip6 saddr }} accept
+    goto strange
+  }}
+  chain strange {{
+    iifname . ether saddr @strange_macs counter drop
+    iifname . ether saddr != @macs {NOTE} add @strange_macs {{ iifname . ether saddr }}
+    iifname . ether saddr != @macs counter drop
+    ip saddr {{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }} counter drop
+    ip6 saddr {{ ::/127, fe80::/10, ff00::/8 }} counter drop
+    iifname . ip saddr @strange4 counter drop
+    iifname . ip6 saddr @strange6 counter drop
+    meta nfproto ipv4 {NOTE} add @strange4 {{ iifname . ip saddr }}
+    meta nfproto ipv6 {NOTE} add @strange6 {{ iifname . ip6 saddr }}
     counter drop
   }}
   chain talk {{
@@ -225,10 +246,12 @@ class Firewall:
         self._lans: frozenset[Network] = frozenset()
         self._taken = _Taken()
         self._nft = Nftables()
+        self._elements = Elements()
         self._changes = Changes(self._heard)
 
     def close(self) -> None:
         """Leaves the table as it is."""
+        self._elements.close()
         self._changes.close()
 
     def apply(self, nics: Iterable[Nic], lans: frozenset[Network]) -> str:
@@ -259,6 +282,15 @@ class Firewall:
             self._applied, self._missing = None, True
             self._lost()
         return error
+
+    def strangers(self) -> list[tuple[str, str | Address]]:
+        """What guests, by tap, have sent from lately that is not theirs: MACs and addresses. Takes below 1 ms."""
+        found: list[tuple[str, str | Address]] = []
+        for name in ("strange_macs", "strange4", "strange6"):
+            for key in self._elements.of(NAME, name):
+                tap, source = key[:IFNAMSIZ].rstrip(b"\0").decode(errors="replace"), key[IFNAMSIZ:]
+                found.append((tap, source[:6].hex(":") if name == "strange_macs" else ip_address(source)))
+        return found
 
     def _heard(self) -> None:
         if self._look():

@@ -11,10 +11,11 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from kvmd.network.kernel.rtnetlink import messages
+from kvmd.network.kernel.rtnetlink import HEADER, NLM_F_DUMP, NLM_F_REQUEST, messages
 
 NETLINK_NETFILTER, NFNLGRP_NFTABLES, NFNL_SUBSYS_NFTABLES = 12, 7, 10  # linux/netfilter/nfnetlink.h
 SOL_NETLINK, ADD_MEMBERSHIP = 270, 1
@@ -24,6 +25,11 @@ TABLE_CHANGES, CHAIN_CHANGES, RULE_CHANGES, SET_CHANGES, ELEMENT_CHANGES = (0, 2
 DELETIONS = frozenset(pair[1] for pair in (TABLE_CHANGES, CHAIN_CHANGES, RULE_CHANGES, SET_CHANGES, ELEMENT_CHANGES))
 STRUCTURE = frozenset({*TABLE_CHANGES, *CHAIN_CHANGES, *RULE_CHANGES})  # all but sets
 GENERATION = 15  # ends each transaction, and belongs to no table
+
+# nf_tables.h, nfnetlink.h, netlink.h
+GETSETELEM, LIST_TABLE, LIST_SET, LIST_ELEMENTS, LIST_ELEM, ELEM_KEY, DATA_VALUE = 13, 1, 2, 3, 1, 1, 1
+NFGENMSG, ATTRIBUTE, NFPROTO_INET = struct.Struct("=BBH"), struct.Struct("=HH"), 1
+NLMSG_ERROR, NLMSG_DONE, NLA_TYPE_MASK = 2, 3, 0x3FFF
 
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 RECEIVE_BUFFER = 4 << 20  # bytes; the table of a thousand guests, made at once, takes less
@@ -70,6 +76,55 @@ class Changes:
                     number = message.kind & 0xFF
                     table = "" if number == GENERATION else message.read().get_attr("NFTA_TABLE_NAME", "")
                     changes.append((number, table))
+
+
+class Elements:
+    """What sets hold, asked by netlink: libnftables would read the whole ruleset for it."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def of(self, table: str, name: str) -> list[bytes]:
+        """The keys of a set of an inet table, each part padded to 4 bytes; none if there is no such set.
+
+        Blocks for as long as the kernel takes. Source: linux/netfilter/nf_tables.h, nft_set_elem_list_attributes.
+        """
+        self._sequence += 1
+        body = NFGENMSG.pack(NFPROTO_INET, 0, 0)
+        body += _attribute(LIST_TABLE, table.encode() + b"\0") + _attribute(LIST_SET, name.encode() + b"\0")
+        kind, flags = NFNL_SUBSYS_NFTABLES << 8 | GETSETELEM, NLM_F_REQUEST | NLM_F_DUMP
+        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+        found: list[bytes] = []
+        while True:
+            for message in messages(self._socket.recv(1 << 16)):
+                if message.sequence != self._sequence:
+                    continue
+                if message.kind in (NLMSG_ERROR, NLMSG_DONE):
+                    return found
+                for elements in _attributes(message.payload[NFGENMSG.size :], LIST_ELEMENTS):
+                    for element in _attributes(elements, LIST_ELEM):
+                        for key in _attributes(element, ELEM_KEY):
+                            found += _attributes(key, DATA_VALUE)
+
+
+def _attribute(number: int, value: bytes) -> bytes:
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), number) + value + bytes(-len(value) % 4)
+
+
+def _attributes(data: bytes, wanted: int) -> Iterator[bytes]:
+    """Values of all attributes with this number."""
+    offset = 0
+    while offset + ATTRIBUTE.size <= len(data):
+        length, number = ATTRIBUTE.unpack_from(data, offset)
+        if number & NLA_TYPE_MASK == wanted:
+            yield data[offset + ATTRIBUTE.size : offset + length]
+        offset += max(length + 3 & ~3, ATTRIBUTE.size)
 
 
 class Nftables:

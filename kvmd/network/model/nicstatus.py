@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from kvmd.guest import Nic
+from kvmd.guest import Address, Nic
 from kvmd.network.model.dhcp import Terms
 from kvmd.network.model.host import IPV6_MTU_MIN, Host, Link
 from kvmd.network.model.things import Failure, Thing, describe
@@ -97,3 +97,15 @@ def news(nic: Nic, uplink: Link | None, host: Host, before: NicStatus, now: NicS
         yield f"{nic.tap}: packets to the world leave by {now.uplink} again", NOTICE
     elif before.detail and now.state == "up":
         yield f"{nic.tap} is up again on {now.uplink}", NOTICE
+
+
+def stranger(nic: Nic, source: str | Address, last: bool) -> str:
+    """What a person is told of a MAC or an address that ``nic`` sends from and may not. ``last``: of no other one."""
+    if isinstance(source, str):
+        what = f"the MAC address {source}, its own is {nic.mac}"
+    elif source in nic.kin:
+        what = f"{source}, which its file lists for another interface"
+    else:
+        what = f"{source}, which its file does not list"
+    more = ", and no more of these are told of" if last else ""
+    return f"{nic.tap}: the guest sends from {what} (it is dropped{more})"

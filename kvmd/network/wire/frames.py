@@ -101,11 +101,11 @@ def _require(*values: int) -> Program:
     return [*steps, DROP]
 
 
-def arp_filter(uplinks: list[int], addresses: list[int]) -> Program:
-    """On ``uplinks``: sender one of ``addresses``, or a probe (sender 0.0.0.0) for one."""
+def arp_filter(taps: list[int], uplinks: list[int], addresses: list[int]) -> Program:
+    """On ``uplinks``: sender one of ``addresses``, or a probe (sender 0.0.0.0) for one. On ``taps``: all."""
     claims = _pass_if(addresses)
     return [
-        *[(LD_W, 0, 0, IFINDEX), *_require(*uplinks)],
+        *[(LD_W, 0, 0, IFINDEX), *_pass_if(taps), *_require(*uplinks)],
         *[(LD_W, 0, 0, 28), *claims, *_require(0)],
         *[(LD_W, 0, 0, 38), *claims, DROP],
     ]

@@ -85,9 +85,13 @@ class _Question:
 class Neighbours:
     """What is said on taps and uplinks in the guests' name."""
 
-    def __init__(self, conflict: Callable[[int, Address, str], None]) -> None:
-        """``conflict(uplink index, guest's address, MAC)``: another machine uses it. Needs a running loop; OSError."""
-        self._conflict = conflict
+    def __init__(self, conflict: Callable[[int, Address, str], None], sent: Callable[[int, IPv4Address], None]) -> None:
+        """``conflict(uplink index, guest's address, MAC)``: another machine uses it. ``sent(tap index, address)``: the
+        sender of a guest's ARP, to which the kernel gives no answer unless it is the guest's own. Needs a running loop.
+
+        Raises OSError.
+        """
+        self._conflict, self._sent = conflict, sent
         self._taps: Mapping[int, Vicinity] = {}
         self._claims: Mapping[int, Set[Address]] = {}
         self._uplinks: Mapping[int, Wire] = {}
@@ -192,10 +196,13 @@ class Neighbours:
                 continue  # the interface went down (ENETDOWN) or away since
 
     def _heard_arp(self, frame: bytes, index: int, name: str) -> None:
-        """On an uplink, from or for an address of a guest, or one that is asked for."""
+        """On a tap; on an uplink, from or for an address of a guest, or one that is asked for."""
         if len(frame) < 42 or frame[22:28].hex(":") in self._macs or not self._room(index):
             return
         sender, target = IPv4Address(frame[28:32]), IPv4Address(frame[38:42])
+        if index in self._taps:
+            self._sent(index, sender)
+            return
         probe = int(sender) == 0
         self._somebody_has(index, target if probe else sender, frame[22:28].hex(":"), claim=not probe)
         if probe and target in self._claims.get(index, ()) and (wire := self._uplinks.get(index)):
@@ -263,12 +270,13 @@ class Neighbours:
     def _filter(self) -> None:
         """Both sockets' classic BPF programs, attached if they differ from those at work."""
         uplinks = sorted({*self._claims, *(question.uplink for question in self._questions)} - self._muted.keys())
+        taps = list(self._taps.keys() - self._muted)
         watched = [*chain(*self._claims.values()), *(question.address for question in self._questions)]
         four = [int(address) for address in watched if address.version == 4]
         six = [int(address) & 0xFFFFFFFF for address in watched if address.version == 6]
         programs = (
-            pack(arp_filter(uplinks, four)),
-            pack(nd_filter(list(self._taps.keys() - self._muted), uplinks, six)),
+            pack(arp_filter(taps, uplinks, four)),
+            pack(nd_filter(taps, uplinks, six)),
         )
         if programs != self._filters:
             _attach(self._arp, programs[0])

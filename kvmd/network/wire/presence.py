@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from itertools import chain
 
 from kvmd.errors import AddressInUse
@@ -35,10 +36,14 @@ class _View:
 class Presence:
     """Of all guests that run, by the uplinks that ``survey`` knows."""
 
-    def __init__(self, survey: Survey, changed: Callable[[str], None]) -> None:
-        """``changed(tap)``: there is another ``conflict``. Needs a running loop. Raises OSError."""
-        self._survey, self._changed = survey, changed
-        self._neighbours = Neighbours(self._conflicting)
+    def __init__(
+        self, survey: Survey, changed: Callable[[str], None], stranger: Callable[[str, Address], None]
+    ) -> None:
+        """``changed(tap)``: there is another ``conflict``. ``stranger(tap, address)``: the guest speaks ARP with one
+        that is not its own. Needs a running loop. Raises OSError.
+        """
+        self._survey, self._changed, self._stranger = survey, changed, stranger
+        self._neighbours = Neighbours(self._conflicting, self._sent)
         self._announcements = Announcements(self._say)
         self._guests: Collection[tuple[Nic, Link]] = ()
         self._host = survey.host
@@ -134,6 +139,13 @@ class Presence:
         for tap in [tap for tap, (until, _sentence) in self._conflicts.items() if until < now]:
             del self._conflicts[tap]
             self._changed(tap)
+
+    def _sent(self, tap: int, address: IPv4Address) -> None:
+        if (view := self._views.get(tap)) is None or address in view.addresses:
+            return
+        nobody = address.is_unspecified or address.is_link_local or address.is_loopback
+        if not nobody and not any(address in prefix for prefix in view.nic.routes):
+            self._stranger(view.nic.tap, address)
 
     def _conflicting(self, uplink: int, address: Address, mac: str) -> None:
         """Told, and defended as RFC 5227 section 2.4 (c) has it: the address is configured, not to be given up."""
