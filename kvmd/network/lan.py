@@ -231,7 +231,8 @@ class Lan:
                 future.set_result(None)
         if link.name not in self._nics:
             self._schedule(every=before != link or gone)
-            known = before is None or gone or replace(link, mtu=before.mtu, up=before.up) == before
+            is_now = (link.carrier, link.mac, link.name)
+            known = before is None or gone or is_now == (before.carrier, before.mac, before.name)
             if link.carrier and not known:
                 self._presence.announce_all(link)  # whoever listens on that wire now may not have heard
             return
@@ -287,8 +288,10 @@ class Lan:
             self._report(tap, stranger(nic, source, last=len(known) == STRANGERS), WARNING)
 
     def _four_only(self) -> tuple[int, ...]:
-        """Of the uplinks of guests with IPv6, those that have it switched off."""
+        """Of the uplinks of guests with IPv6, those that have it switched off; without such guests it is no matter."""
         uplinks = {self._survey.uplink(nic) for nic, _tap in self._running.values() if 6 in nic.families}
+        if not uplinks:
+            return self._survey.host.four_only
         return self._sysctls.four_only(sorted(uplink.index for uplink in uplinks if uplink))
 
     def _keep_looking(self) -> None:

@@ -54,3 +54,23 @@ async def test_off_at_a_start(bottle: Bottle, lan: Lan) -> None:
     script("sysctl -q net.ipv6.conf.up0.disable_ipv6=0")
     await eventually(lambda: lan.status(nic.tap).state == "up")
     assert run("ip", "-6", "neigh", "show", "proxy", "dev", "up0")
+
+
+async def test_off_is_no_matter_without_guests_that_speak_it(
+    bottle: Bottle, lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pass after the other."""
+    _guest, nic = bottle.guest(1)
+    _two, other = bottle.guest(2)
+    other = replace(other, addresses=other.addresses[:1])
+    await up(lan, nic, other)
+    script("sysctl -q net.ipv6.conf.up0.disable_ipv6=1")
+    await eventually(lambda: lan.status(nic.tap).state == "uplink-down")
+    bottle.unplug(nic)
+    await eventually(lambda: lan.status(nic.tap).state == "absent")
+    await asyncio.sleep(2)
+    looks: list[bool] = []
+    apply = lan._holdings.apply
+    monkeypatch.setattr(lan._holdings, "apply", lambda *given: looks.append(True) or apply(*given))
+    await asyncio.sleep(4)
+    assert not looks
