@@ -19,7 +19,7 @@ def test_bytes_are_those_of_a_kernel() -> None:
     """tests/system/test_netlink.py says so of the distributions' pyroute2, too."""
     assert golden.differences() == []
     assert len(list(golden.requests())) == 53
-    assert len(list(golden.answers())) == 48
+    assert len(list(golden.answers())) == 50
 
 
 def test_an_attribute_that_pyroute2_does_not_know_is_not_dropped() -> None:
