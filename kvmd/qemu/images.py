@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from kvmd.errors import StartFailed
@@ -29,7 +31,10 @@ _PROTOCOL = re.compile(r"[^/]*:")  # path_has_protocol() of QEMU's block.c
 
 
 def open_disk(disk: Disk, descriptors: Descriptors) -> list[Layer]:
-    """The image and, below it, those that back it. Raises ``StartFailed``."""
+    """The image and, below it, those that back it. What a guest writes is not for everybody to read from now on.
+
+    Raises ``StartFailed``.
+    """
     return _open_chain(disk, disk.path, disk.format, descriptors)
 
 
@@ -55,6 +60,9 @@ def _open_chain(disk: Disk, path: Path, format: str, descriptors: Descriptors) -
         what, write = ("disk image", not disk.readonly) if above else ("backing image", False)
         fd = descriptors.take(open_file(path, what, write=write))
         status = os.fstat(fd)
+        if write and stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IRWXO:
+            with suppress(OSError):  # another's file, which they may show to whom they like
+                os.fchmod(fd, stat.S_IMODE(status.st_mode) & ~stat.S_IRWXO)
         identity = (status.st_dev, status.st_ino)
         if identity in seen or len(seen) >= LONGEST_CHAIN:
             reason = "goes round" if identity in seen else f"has more than {LONGEST_CHAIN} images"

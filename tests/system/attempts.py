@@ -63,7 +63,7 @@ def take_descriptor(number: int) -> None:
 
 files = ["/var/lib/kvmd/images/vault.qcow2", "/var/lib/kvmd/images/public.raw", "/srv/secret-kernel"]
 files += [f"/run/kvmd/vault/{name}" for name in ("serial.in", "serial.out", "qemu.out", "serial.spool", "guest.toml")]
-files += ["/etc/kvmd/vault.toml", "/etc/shadow", "/var/lib/kvmd/images", "/run/kvmd/vault"]
+files += ["/etc/kvmd/vault.toml", "/etc/shadow", "/run/kvmd/vault"]
 files += [f"/proc/{PID}/{name}" for name in ("mem", "maps", "environ", "cmdline", "fd")]
 files += [f"/proc/{PID}/fd/{number}" for number in (*range(8), *range(64, 84))]
 for path in files:

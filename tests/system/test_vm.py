@@ -22,7 +22,7 @@ What=/srv/storage.img
 Where=/srv/storage
 Options=loop
 """
-SLOW = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sleep 4\n"
+SLOW = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sleep 2\n"
 OUT_OF_MEMORY = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0e"
 
 
@@ -76,13 +76,14 @@ def test_storage_that_does_not_answer(vm: lab.VM) -> None:
         since = vm.cursor()
         starting = vm.popen("systemctl", "start", "kvmd@stuck")
         vm.wait_journal("KVMD_GUEST=stuck", message="waits for its storage: /srv/frozen/stuck.qcow2", since=since)
-        guests.start("free")
+        guests.start("free", ready=False)
+        guests.guest_off("free")
         vm.run("systemctl", "stop", "kvmd@stuck")
         assert starting.wait(20)
         assert guests.get("stuck", "State") == "stopped"
     finally:
         vm.run("fsfreeze", "--unfreeze", "/srv/frozen")
-    guests.start("stuck")
+    guests.start("stuck", ready=False)
     guests.clear()
     vm.run("umount", "/srv/frozen")
 

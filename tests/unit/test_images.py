@@ -243,6 +243,18 @@ def test_extents_beside_it(tmp_path: Path, opened: Descriptors) -> None:
     ]
 
 
+@pytest.mark.parametrize(("mode", "then"), [(0o644, 0o640), (0o666, 0o660), (0o600, 0o600)])
+def test_a_disk_is_not_for_everybody_to_read(tmp_path: Path, mode: int, then: int, opened: Descriptors) -> None:
+    """Every other QEMU of the host is among these. What is only read is left alone."""
+    (tmp_path / "disk").write_bytes(bytes(512))
+    (tmp_path / "disk").chmod(mode)
+    disk = Disk(tmp_path / "disk", format="raw")
+    images.open_disk(replace(disk, readonly=True), opened)
+    assert disk.path.stat().st_mode & 0o777 == mode
+    images.open_disk(disk, opened)
+    assert disk.path.stat().st_mode & 0o777 == then
+
+
 # --- what there is instead of a file ----------------------------------------------------------------------------------
 
 
