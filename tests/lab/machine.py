@@ -8,7 +8,8 @@ import selectors
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,8 @@ ENVIRONMENT = {
 }
 
 # The network state of a host, one fact per line, without what changes by itself. $1 marks each section.
+LOOK = 10  # seconds
+
 STATE = r"""
 section() { name=$1; shift; "$@" 2>/dev/null | sed "s/^/$name: /"; }
 section addr ip -d addr
@@ -198,6 +201,26 @@ class Machine:
         timeout: float = 30,
     ) -> Entry:
         """The first entry that matches, now or later: journalctl words, a regular expression, a predicate."""
+        timeout *= self.slowness
+        deadline = time.monotonic() + timeout
+        seen: list[str] = []
+        while time.monotonic() < deadline:
+            # journalctl may miss the newest entry until there is another one, and in a VM that may be long.
+            seen = []
+            look = min(deadline, time.monotonic() + LOOK * self.slowness)
+            with closing(self._follow(matches, since, look)) as entries:
+                for entry in entries:
+                    seen.append(entry.get("MESSAGE", ""))
+                    if (message is None or re.search(message, seen[-1])) and (where is None or where(entry)):
+                        return entry
+            if time.monotonic() < look:
+                break  # the machine has gone
+        wanted = " ".join([*matches, *([f"message {message!r}"] if message else [])])
+        last = "\n".join(seen[-20:])
+        raise LabError(f"{self.name}: no journal entry with {wanted} within {timeout} s; the last ones seen:\n{last}")
+
+    def _follow(self, matches: Sequence[str], since: str | None, deadline: float) -> Generator[Entry, None, None]:
+        """Entries as they come."""
         # Not --after-cursor: with matches that the cursor's entry does not meet, it skips one entry too many.
         after = [f"--cursor={since}"] if since else []
         follow = self.popen(
@@ -207,24 +230,15 @@ class Machine:
             text=False,
             errors=None,
         )
-        timeout *= self.slowness
-        deadline = time.monotonic() + timeout
-        seen: list[str] = []
         try:
             for line in read_lines(follow, deadline):
                 entry = _entry(line)
-                if entry["__CURSOR"] == since:
-                    continue
-                seen.append(entry.get("MESSAGE", ""))
-                if (message is None or re.search(message, seen[-1])) and (where is None or where(entry)):
-                    return entry
+                if entry["__CURSOR"] != since:
+                    yield entry
         finally:
             follow.kill()
             follow.communicate()
             self._children.remove(follow)
-        wanted = " ".join([*matches, *([f"message {message!r}"] if message else [])])
-        last = "\n".join(seen[-20:])
-        raise LabError(f"{self.name}: no journal entry with {wanted} within {timeout} s; the last ones seen:\n{last}")
 
     def show(self, unit: str) -> dict[str, str]:
         """systemctl show."""

@@ -129,7 +129,7 @@ def test_ten_thousand_calls_in_flight(abused: Abused) -> None:
     assert times["kvmd"]["median"] < 100
     before = abused.daemon()["KiB"]
     abused.end(abused.begin("calls", 10_000))
-    assert abused.daemon()["KiB"] - before < 2 << 10  # what the allocator needed once it keeps
+    assert abused.daemon()["KiB"] - before < 8 << 10  # what the allocator needed once it keeps
 
 
 def test_signals_in_systemds_name(abused: Abused) -> None:
