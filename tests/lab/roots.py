@@ -24,7 +24,14 @@ PACKAGES = [
     "qemu-system-x86", "qemu-utils", "nftables", "polkitd",
     "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
     "radvd", "dnsmasq-base", "systemd-container", "libnss-systemd", "busybox-static",
-    "isc-dhcp-client",
+    "isc-dhcp-client", "ovmf", "swtpm", "python3-pycdlib",
+]
+# Of one release: the other's QEMU brings virtiofsd along.
+OF_RELEASE = {"bookworm": [], "trixie": ["virtiofsd"]}
+# Systems and boot loaders as they are, of bookworm.
+SYSTEMS = [
+    "memtest86+", "grub-rescue-pc", "ipxe", "grub-efi-amd64-bin", "grub-efi-amd64-signed", "shim-signed",
+    "isolinux", "syslinux-common", "debian-installer-12-netboot-amd64",
 ]
 # fmt: on
 
@@ -104,19 +111,35 @@ def _archives(path: Path) -> Iterator[str]:
 def root(release: str, extra: str = "") -> Path:
     """A minimal Debian with all that a kvmd host needs but kvmd, and with one of ``EXTRAS``."""
     additions, quiet = EXTRAS[extra]
-    packages, script = [*PACKAGES, *additions], CUSTOMIZE + quiet
+    packages, script = [*PACKAGES, *OF_RELEASE[release], *additions], CUSTOMIZE + quiet
     kind = f"root-{release}-{extra}" if extra else f"root-{release}"
     return built(kind, key(release, *packages, script), lambda path: _bootstrap(release, packages, script, path))
 
 
-def _bootstrap(release: str, packages: list[str], script: str, path: Path) -> None:
+UNPACK = r"""
+set -e
+mkdir "$1/tmp/packages"
+cd "$1/tmp/packages"
+APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq download %s
+for package in *.deb; do dpkg-deb -x "$package" "$1"; done
+rm -r "$1/tmp/packages" "$1"/usr/lib/debian-installer/images/*/amd64/gtk
+"""
+
+
+def systems() -> Path:
+    """What ``SYSTEMS`` have in them, side by side in one tree; nothing of it is installed."""
+    script = UNPACK % " ".join(SYSTEMS)
+    return built("systems", key(script), lambda path: _bootstrap("bookworm", [], script, path, variant="custom"))
+
+
+def _bootstrap(release: str, packages: list[str], script: str, path: Path, variant: str = "minbase") -> None:
     uri = mirror()
     hook = CACHE / f"{path.name}.sh"
     hook.write_text(script)
     # fmt: off
     command(
-        "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-        f"--include={','.join(packages)}",
+        "mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory",
+        *([f"--include={','.join(packages)}"] if packages else []),
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
