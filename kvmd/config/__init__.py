@@ -8,7 +8,8 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     limits     | * | [limits]: systemd's resource settings                | toml_lines values
     schema     | * | the keys of a guest file, and which of them work yet | limits values
     claims     | * | what two guests cannot both have                     | toml_lines
-    guestfile  | * | text → guest, or every problem with line and key     | toml_lines values schema claims
+    agreement  | * | what keys say together: what follows, what cannot be | toml_lines values
+    guestfile  | * | text → guest, or every problem with line and key     | toml_lines values schema agreement claims
     watch      |   | the files of a directory: read, watched              | toml_lines
     directory  |   | all of /etc/kvmd, read at once                       | guestfile watch
 """

@@ -14,7 +14,8 @@ from kvmd.guests.readiness import Readiness
 from kvmd.network.kernel import netlink
 from kvmd.network.lan import Lan
 from kvmd.qemu import images
-from kvmd.qemu.argv import Handles, Image, Layer, Tap, queues
+from kvmd.qemu.argv import Handles, Tap, queues
+from kvmd.qemu.drives import Image, Layer
 from kvmd.qemu.files import open_file, open_readable
 from kvmd.qemu.process import Descriptors, User
 from kvmd.qemu.used import Used

@@ -3,13 +3,14 @@
 A room imports, of this wing, only the rooms named with it; * is pure: no asyncio, files, sockets, clock::
 
     room        |   | what lives there                                   | imports
-    argv        | * | guest → QEMU's arguments                           |
+    drives      | * | disks and CDs as QEMU's arguments                  |
+    argv        | * | guest → QEMU's arguments                           | drives
     accelerator |   | KVM or not, and why not                            |
     headers     | * | what an image's header names, and says of itself   |
     files       |   | opened by root: no stranger's link, nothing blocks |
     process     |   | QEMU spawned: its user, its descriptors, its pidfd |
     users       |   | a user of its own for each guest                   | process
-    used        |   | the images a guest has used: none is made anew     | argv
-    images      |   | disk images: created, opened, none believed        | argv headers files process used
+    used        |   | the images a guest has used: none is made anew     | drives
+    images      |   | disk images: created, opened, none believed        | drives headers files process used
     qmp         |   | the few QMP commands and events                    |
 """

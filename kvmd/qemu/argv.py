@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from kvmd.guest import BACKED_FORMATS, CD_BUS, BootDevice, Guest, Nic
+from kvmd.guest import BootDevice, Guest, Nic
+from kvmd.qemu.drives import Image, bootindex, drive_args
 
 MAX_QUEUES = 8  # of a NIC: each costs memory, interrupts and a vhost thread
-
-
-class Layer(NamedTuple):
-    """One image of a chain: its descriptor, its format, and the descriptors of a VMDK's extents in other files."""
-
-    fd: int
-    format: str
-    extents: Sequence[int] = ()
-
-
-Image = Sequence[Layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +54,6 @@ class Handles:
     initrd: int | None = None
     boot_once: BootDevice | None = None
     vsock: Vsock | None = None
-
-
-# How a drive attaches to its bus; ``n`` counts the drives of that bus.
-_ATTACH = {
-    "virtio": "virtio-blk-{virtio}",
-    "nvme": "nvme,serial={id}",
-    "scsi": "scsi-{kind},bus=scsi0.0",
-    "sata": "ide-{kind},bus={ahci}.{n}",
-    "ide": "ide-{kind},bus=ide.{channel},unit={unit}",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Drive:
-    id: str
-    kind: Literal["hd", "cd"]
-    bus: str
-    path: Path
-    readonly: bool
-    image: Image
 
 
 def argv(guest: Guest, handles: Handles) -> list[str]:
@@ -135,7 +102,7 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
     if guest.profile in ("linux", "bsd"):
         args += ["-device", f"virtio-rng-{virtio}"]
 
-    args += _drives(guest, handles, indexes)
+    args += drive_args(guest, handles.images, indexes)
     for number, (nic, tap) in enumerate(zip(guest.nics, handles.taps, strict=True)):
         device = f"virtio-net-{virtio}" if nic.model == "virtio" else nic.model
         device += f",netdev=net{number},id=nic{number},mac={nic.mac}"
@@ -144,7 +111,7 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
         device += "" if f"nic{number}" in indexes or virtio == "device" else ",romfile="
         args += [
             "-netdev", f"tap,id=net{number}" + _fds("", tap.queues) + _fds("vhost", tap.vhosts),
-            "-device", device + _bootindex(indexes, f"nic{number}"),
+            "-device", device + bootindex(indexes, f"nic{number}"),
         ]  # fmt: skip
     if vsock := handles.vsock:  # the credential is systemd's, see systemd.system-credentials(7)
         args += [
@@ -184,88 +151,3 @@ def after_boot_once(guest: Guest, once: BootDevice) -> dict[str, int]:
     """
     normal = boot_indexes(guest)
     return {id: normal.get(id, -1) for id, index in boot_indexes(guest, once).items() if index != normal.get(id)}
-
-
-def _bootindex(indexes: Mapping[str, int], id: str) -> str:
-    return f",bootindex={indexes[id]}" if id in indexes else ""
-
-
-def _drives(guest: Guest, handles: Handles, indexes: Mapping[str, int]) -> list[str]:
-    """Disks and CDs: the controllers they need, then of each its layers and its device."""
-    virtio = "device" if guest.board == "microvm" else "pci"
-    drives = _plan_drives(guest, handles.images)
-    buses = {drive.bus for drive in drives}
-
-    args = []
-    if "scsi" in buses:
-        old = guest.profile == "legacy" and guest.board != "microvm"
-        args += ["-device", f"{'lsi53c895a' if old else f'virtio-scsi-{virtio}'},id=scsi0"]
-    if "sata" in buses and guest.board == "pc":
-        args += ["-device", "ahci,id=sata0"]
-    on_bus: Counter[str] = Counter()
-    sets = count(1)
-    for drive in drives:
-        args += _layers(drive, sets)
-        n = on_bus[drive.bus]
-        on_bus[drive.bus] += 1
-        device = _ATTACH[drive.bus].format(
-            id=drive.id,
-            kind=drive.kind,
-            virtio=virtio,
-            ahci="ide" if guest.board == "q35" else "sata0",
-            n=n,
-            channel=n // 2,
-            unit=n % 2,
-        )
-        args += ["-device", f"{device},drive={drive.id},id={drive.id}" + _bootindex(indexes, drive.id)]
-    return args
-
-
-def _plan_drives(guest: Guest, images: Sequence[Image]) -> list[_Drive]:
-    disks, cds = images[: len(guest.disks)], images[len(guest.disks) :]
-    return [
-        *(
-            _Drive(f"disk{number}", "hd", disk.bus, disk.path, disk.readonly, image)
-            for number, (disk, image) in enumerate(zip(guest.disks, disks, strict=True))
-        ),
-        *(
-            _Drive(f"cdrom{number}", "cd", CD_BUS[guest.board], cdrom.path, True, image)
-            for number, (cdrom, image) in enumerate(zip(guest.cdroms, cds, strict=True))
-        ),
-    ]
-
-
-def _layers(drive: _Drive, sets: Iterator[int]) -> list[str]:
-    """The nodes of an image, the lowest first, each on the descriptor set it may open and reopen.
-
-    The chain is spelled out: left to itself QEMU would look for the backing file beside /dev/fdset.
-    """
-    args: list[str] = []
-    below = None
-    for depth, layer in reversed(list(enumerate(drive.image))):
-        name = drive.id if depth == 0 else f"{drive.id}-{depth}"
-        readonly = drive.readonly or depth > 0
-        files = {"file": layer.fd} | {f"extents.{number}": fd for number, fd in enumerate(layer.extents)}
-        node: dict[str, object] = {"driver": layer.format, "node-name": name}
-        for child, fd in files.items():
-            number = next(sets)
-            node[child] = f"{name}-{child}"
-            file = {
-                "driver": _protocol(drive.path) if depth == 0 else "file",
-                "node-name": node[child],
-                "filename": f"/dev/fdset/{number}",
-                "read-only": readonly,
-                "discard": "unmap",
-            }
-            args += ["-add-fd", f"set={number},fd={fd}", "-blockdev", json.dumps(file)]
-        node |= {"read-only": readonly, "discard": "unmap"}
-        if layer.format in BACKED_FORMATS:
-            node["backing"] = below
-        args += ["-blockdev", json.dumps(node)]
-        below = name
-    return args
-
-
-def _protocol(path: Path) -> str:
-    """QEMU wants to know what it reads: a block device lies in /dev, a regular file anywhere else."""
-    return "host_device" if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm") else "file"

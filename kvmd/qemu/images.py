@@ -17,7 +17,7 @@ from pathlib import Path
 from kvmd.errors import StartFailed
 from kvmd.guest import FORMATS, IMAGES, Disk
 from kvmd.qemu import headers
-from kvmd.qemu.argv import Layer
+from kvmd.qemu.drives import Layer
 from kvmd.qemu.files import new_file, open_file
 from kvmd.qemu.headers import BadHeader, Header
 from kvmd.qemu.process import ENVIRONMENT, Descriptors, User

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvmd.errors import StartFailed
 from kvmd.guest import Disk
-from kvmd.qemu.argv import Layer
+from kvmd.qemu.drives import Layer
 
 STATE = Path("/var/lib/kvmd")
 

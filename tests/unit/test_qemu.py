@@ -27,7 +27,8 @@ import pytest
 from kvmd.guest import MODELS, Boot, Cdrom, Disk, Guest, Nic
 from kvmd.qemu import argv as qemu
 from kvmd.qemu import images
-from kvmd.qemu.argv import Handles, Layer, Tap
+from kvmd.qemu.argv import Handles, Tap
+from kvmd.qemu.drives import Layer
 from kvmd.qemu.process import Descriptors
 
 GUEST = Guest("web", Path("/etc/kvmd/web.toml"), UUID(int=1), memory=64 << 20)

@@ -1,0 +1,129 @@
+"""Disks and CDs as QEMU's arguments: of each the nodes of its image, and its device."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from kvmd.guest import BACKED_FORMATS, CD_BUS, Guest
+
+
+class Layer(NamedTuple):
+    """One image of a chain: its descriptor, its format, and the descriptors of a VMDK's extents in other files."""
+
+    fd: int
+    format: str
+    extents: Sequence[int] = ()
+
+
+Image = Sequence[Layer]
+
+
+# How a drive attaches to its bus; ``n`` counts the drives of that bus.
+_ATTACH = {
+    "virtio": "virtio-blk-{virtio}",
+    "nvme": "nvme,serial={id}",
+    "scsi": "scsi-{kind},bus=scsi0.0",
+    "sata": "ide-{kind},bus={ahci}.{n}",
+    "ide": "ide-{kind},bus=ide.{channel},unit={unit}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Drive:
+    id: str
+    kind: Literal["hd", "cd"]
+    bus: str
+    path: Path
+    readonly: bool
+    image: Image
+
+
+def bootindex(indexes: Mapping[str, int], id: str) -> str:
+    return f",bootindex={indexes[id]}" if id in indexes else ""
+
+
+def drive_args(guest: Guest, images: Sequence[Image], indexes: Mapping[str, int]) -> list[str]:
+    """Disks and CDs: the controllers they need, then of each its layers and its device."""
+    virtio = "device" if guest.board == "microvm" else "pci"
+    drives = _plan_drives(guest, images)
+    buses = {drive.bus for drive in drives}
+
+    args = []
+    if "scsi" in buses:
+        old = guest.profile == "legacy" and guest.board != "microvm"
+        args += ["-device", f"{'lsi53c895a' if old else f'virtio-scsi-{virtio}'},id=scsi0"]
+    if "sata" in buses and guest.board == "pc":
+        args += ["-device", "ahci,id=sata0"]
+    on_bus: Counter[str] = Counter()
+    sets = count(1)
+    for drive in drives:
+        args += _layers(drive, sets)
+        n = on_bus[drive.bus]
+        on_bus[drive.bus] += 1
+        device = _ATTACH[drive.bus].format(
+            id=drive.id,
+            kind=drive.kind,
+            virtio=virtio,
+            ahci="ide" if guest.board == "q35" else "sata0",
+            n=n,
+            channel=n // 2,
+            unit=n % 2,
+        )
+        args += ["-device", f"{device},drive={drive.id},id={drive.id}" + bootindex(indexes, drive.id)]
+    return args
+
+
+def _plan_drives(guest: Guest, images: Sequence[Image]) -> list[_Drive]:
+    disks, cds = images[: len(guest.disks)], images[len(guest.disks) :]
+    return [
+        *(
+            _Drive(f"disk{number}", "hd", disk.bus, disk.path, disk.readonly, image)
+            for number, (disk, image) in enumerate(zip(guest.disks, disks, strict=True))
+        ),
+        *(
+            _Drive(f"cdrom{number}", "cd", CD_BUS[guest.board], cdrom.path, True, image)
+            for number, (cdrom, image) in enumerate(zip(guest.cdroms, cds, strict=True))
+        ),
+    ]
+
+
+def _layers(drive: _Drive, sets: Iterator[int]) -> list[str]:
+    """The nodes of an image, the lowest first, each on the descriptor set it may open and reopen.
+
+    The chain is spelled out: left to itself QEMU would look for the backing file beside /dev/fdset.
+    """
+    args: list[str] = []
+    below = None
+    for depth, layer in reversed(list(enumerate(drive.image))):
+        name = drive.id if depth == 0 else f"{drive.id}-{depth}"
+        readonly = drive.readonly or depth > 0
+        files = {"file": layer.fd} | {f"extents.{number}": fd for number, fd in enumerate(layer.extents)}
+        node: dict[str, object] = {"driver": layer.format, "node-name": name}
+        for child, fd in files.items():
+            number = next(sets)
+            node[child] = f"{name}-{child}"
+            file = {
+                "driver": _protocol(drive.path) if depth == 0 else "file",
+                "node-name": node[child],
+                "filename": f"/dev/fdset/{number}",
+                "read-only": readonly,
+                "discard": "unmap",
+            }
+            args += ["-add-fd", f"set={number},fd={fd}", "-blockdev", json.dumps(file)]
+        node |= {"read-only": readonly, "discard": "unmap"}
+        if layer.format in BACKED_FORMATS:
+            node["backing"] = below
+        args += ["-blockdev", json.dumps(node)]
+        below = name
+    return args
+
+
+def _protocol(path: Path) -> str:
+    """QEMU wants to know what it reads: a block device lies in /dev, a regular file anywhere else."""
+    return "host_device" if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm") else "file"
