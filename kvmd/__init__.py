@@ -19,6 +19,7 @@ tests/unit/test_house.py reads these tables and the imports::
     3     | qemu     | guest → argv; images, the process, KVM or not, QMP
     3     | console  | serial bytes → lines → journal, each once; people at the serial port
     2     | systemd  | the bus connection, units and scopes, journal, descriptor store, polkit
+    2     | profile  | what an unmodified system expects of its machine; pure
     2     | runtime  | /run/kvmd/NAME, where the next daemon finds things
     1     | guest    | a guest as typed values, its disks, its NICs; pure
     1     | errors   | what can go wrong: D-Bus name and sentence; pure

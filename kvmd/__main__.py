@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from kvmd import __version__
@@ -24,7 +25,7 @@ THREADS = 64  # of which storage that does not answer holds one for each start
 
 
 def check(paths: Sequence[Path]) -> int:
-    """``kvmd --check``: print every problem of every file; the exit status."""
+    """``kvmd --check``: print every problem of every file, and to stderr what is doubtful; the exit status."""
     machine_id = ""  # derived MAC addresses are then others than this host's
     with suppress(OSError):
         machine_id = MACHINE_ID.read_text().strip()
@@ -32,6 +33,8 @@ def check(paths: Sequence[Path]) -> int:
     problems = found.problems + [Problem(str(path), 1, "", "there is no such file") for path in found.missing]
     for problem in sorted(problems):
         print(problem)
+    for doubt in found.doubts:
+        print(replace(doubt, what=f"warning: {doubt.what}"), file=sys.stderr)
     return 1 if problems else 0
 
 

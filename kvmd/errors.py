@@ -9,6 +9,7 @@
     ├── Timeout                       waited as long as configured
     ├── Unavailable                   valid, but not possible on this host or in this version
     ├── AddressInUse                  another machine of the LAN answers for the address
+    ├── InvalidOption                 org.freedesktop.DBus.Error.InvalidArgs: what a caller asks for is not known
     └── AccessDenied                  org.freedesktop.DBus.Error.AccessDenied
 
 The sentence says what is wrong, where, and what to do. Only ``bus`` turns these into D-Bus replies.
@@ -91,6 +92,10 @@ class Unavailable(KvmdError):
 
 class AddressInUse(KvmdError):
     dbus_name = "org.kvmd1.Error.AddressInUse"
+
+
+class InvalidOption(KvmdError):
+    dbus_name = "org.freedesktop.DBus.Error.InvalidArgs"
 
 
 class AccessDenied(KvmdError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Literal
@@ -89,9 +89,13 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class Serial:
-    """``[serial]``: ``ready_timeout`` in seconds."""
+    """``[serial]``: ``ready_timeout`` in seconds.
+
+    ``screen``: what a BIOS shows as text is there, too; None is what the profile says, and true at a start from a CD.
+    """
 
     log: bool = True
+    screen: bool | None = None
     ready: re.Pattern[str] | None = None
     ready_timeout: float = 300.0
 
@@ -114,6 +118,17 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class StartOptions:
+    """What holds for one start only: ``boot`` from this kind of device first; ``cdrom`` lies in the first CD drive."""
+
+    boot: BootDevice | None = None
+    cdrom: Path | None = None
+
+
+AS_ALWAYS = StartOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Guest:
     """One guest. ``memory`` in bytes, ``stop_timeout`` in seconds."""
 
@@ -127,7 +142,7 @@ class Guest:
     machine: str = "q35"
     cpu: str | None = None
     firmware: Literal["bios", "uefi"] = "bios"
-    profile: Literal["linux", "bsd", "windows", "legacy"] = "linux"
+    profile: str = "linux"
     autostart: bool = False
     restart: Literal["no", "on-failure", "always"] = "no"
     stop_timeout: float = 90.0
@@ -151,6 +166,22 @@ class Guest:
         if self.vsock.ready:
             return self.vsock.ready_timeout
         return self.serial.ready_timeout if self.serial.ready else None
+
+    def started_with(self, options: StartOptions) -> Guest:
+        """The guest as it is for that start; its CD drive is a new one if it has none."""
+        guest = self
+        if options.boot:
+            guest = replace(guest, boot=Boot(guest.boot.order))
+        if options.cdrom:
+            guest = replace(guest, cdroms=(Cdrom(options.cdrom), *guest.cdroms[1:]))
+        if options.boot == "cdrom" and guest.serial.screen is None:
+            guest = replace(guest, serial=replace(guest.serial, screen=True))
+        return guest
+
+    def lacks(self, device: BootDevice | None) -> bool:
+        """Whether there is none of it to boot from."""
+        has = {"disk": self.disks, "cdrom": self.cdroms, "network": self.nics}
+        return device is not None and not has[device]
 
     @property
     def unit(self) -> str:

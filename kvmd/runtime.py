@@ -3,6 +3,7 @@
 guest.toml kvmd.conf    the files as they were when the guest was started
 qemu.pid                QEMU's process ID, once the guest goes on whatever becomes of the daemon
 images                  which files it uses as disks
+options                 what it was started with, once
 pid stop_timeout        for kvmd@NAME.service and its stop helper
 ready                   there once the guest has said so
 vsock                   its address (CID), and the port of the host to which its systemd says it
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kvmd.errors import StartFailed
+from kvmd.guest import AS_ALWAYS, StartOptions
 
 RUNTIME = Path("/run/kvmd")
 FILES = ("guest.toml", "kvmd.conf")
@@ -112,6 +114,18 @@ class Runtime:
             return [(int(device), int(inode), str(path), bool(write)) for device, inode, path, write in uses]
         except (OSError, ValueError, TypeError):  # started by a version that did not write it
             return []
+
+    def write_options(self, options: StartOptions) -> None:
+        said = {"boot": options.boot, "cdrom": str(options.cdrom) if options.cdrom else None}
+        self.write({"options": json.dumps(said).encode()})
+
+    def options(self) -> StartOptions:
+        """What ``write_options`` wrote; nothing where a version of old did not."""
+        try:
+            said = json.loads((self.path / "options").read_text())
+            return StartOptions(said["boot"], Path(said["cdrom"]) if said["cdrom"] else None)
+        except (OSError, ValueError, TypeError, KeyError):
+            return AS_ALWAYS
 
     def note_ready(self) -> None:
         with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from kvmd.bus.callers import Callers
 from kvmd.bus.interface import OBJECT_MANAGER_XML, STANDARD_XML, Interface
+from kvmd.config.options import parse_options
 from kvmd.errors import KvmdError, NoSuchGuest
 from kvmd.guests.manager import Manager
 from kvmd.systemd.journal import log
@@ -103,6 +104,10 @@ class GuestObject:
 
     async def Start(self) -> None:
         await self._manager.start(self._name)
+
+    async def StartWith(self, options: dict[str, Variant]) -> None:
+        given = {name: option.value for name, option in options.items()}
+        await self._manager.start(self._name, parse_options(given))
 
     async def Stop(self) -> None:
         await self._manager.stop(self._name)

@@ -10,6 +10,7 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     claims     | * | what two guests cannot both have                     | toml_lines
     agreement  | * | what keys say together: what follows, what cannot be | toml_lines values
     guestfile  | * | text → guest, or every problem with line and key     | toml_lines values schema agreement claims
+    options    | * | what StartWith is given                              | toml_lines values
     watch      |   | the files of a directory: read, watched              | toml_lines
     directory  |   | all of /etc/kvmd, read at once                       | guestfile watch
 """

@@ -9,27 +9,24 @@ from typing import Any
 
 from kvmd.config.toml_lines import KeyPath, show
 from kvmd.config.values import either
-from kvmd.guest import BACKED_FORMATS, BOARD_BUSES, CD_BUS, Board, board
+from kvmd.guest import BACKED_FORMATS, BOARD_BUSES, CD_BUS, board
+from kvmd.profile import PROFILES
 
 Values = Mapping[str, Any]
 
 # How many drives a bus takes; of the others there is one for each drive.
 ROOM = {"sata": 6, "ide": 4}
 
-# What a system from before virtio has drivers for.
-LEGACY_BUS: Mapping[Board, str] = {"q35": "sata", "pc": "ide", "microvm": "virtio"}
-LEGACY_MODEL: Mapping[Board, str] = {"q35": "rtl8139", "pc": "rtl8139", "microvm": "virtio"}
-
 
 def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
     """Fill in what depends on the machine and the profile, and drop what is inherited but of no use here."""
-    values["machine"] = values.get("machine") or "q35"
+    profile = PROFILES[values.get("profile") or "linux"]
+    values["machine"] = values.get("machine") or profile.machine
     kind = board(values["machine"])
-    legacy = values.get("profile") == "legacy"
     if "kernel" not in values["boot"]:
         _drop(values["boot"], said.get("boot") or {}, "initrd", "cmdline")
     for disk, own in zip(values["disk"], said.get("disk") or (), strict=True):
-        disk["bus"] = disk.get("bus") or (LEGACY_BUS[kind] if legacy else "virtio")
+        disk["bus"] = disk.get("bus") or profile.default_disk(kind)
         if disk.get("readonly"):
             _drop(disk, own, "size", "base")
         if disk.get("format", "qcow2") not in BACKED_FORMATS:
@@ -37,12 +34,14 @@ def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
         if not disk.get("base"):
             _drop(disk, own, "base_format")
     for nic, own in zip(values["network"], said.get("network") or (), strict=True):
-        nic["model"] = nic.get("model") or (LEGACY_MODEL[kind] if legacy else "virtio")
+        nic["model"] = nic.get("model") or profile.default_nic(kind)
         if not own.get("address"):
             _drop(nic, own, "configure")
     serial, vsock = said.get("serial") or {}, said.get("vsock") or {}
     if vsock.get("ready"):
         _drop(values["serial"], serial, "ready")
+    if kind == "microvm" or values.get("firmware") == "uefi":
+        _drop(values["serial"], serial, "screen")
     if serial.get("ready") or kind == "microvm":
         _drop(values["vsock"], vsock, "ready")
     return values
@@ -61,6 +60,13 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             yield ("boot", name), "there is no kernel to go with it", "set boot.kernel, or remove it"
 
     machine, kind = values["machine"], board(values["machine"])
+    if kind == "microvm" and values.get("profile") == "windows":
+        yield ("machine",), "Windows does not run on it", "remove it"
+    if values["serial"].get("screen"):
+        if kind == "microvm":
+            yield ("serial", "screen"), "microvm has no screen", "remove it"
+        elif values.get("firmware") == "uefi":
+            yield ("serial", "screen"), "UEFI is on the serial port in any case", "remove it"
     drives: Counter[str] = Counter()
     for position, disk in enumerate(values["disk"]):
         path: KeyPath = ("disk", position)
@@ -102,3 +108,26 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             yield ("vsock", "ready"), "serial.ready is set, too", "a guest says it in one way: remove one of them"
         if kind == "microvm":
             yield ("vsock", "ready"), "microvm has no SMBIOS to tell the guest how", "use serial.ready"
+
+
+def doubts(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
+    """What the installer of the profile's system cannot see, or cannot live in: path, what, what to do."""
+    name = values.get("profile") or "linux"
+    profile, kind = PROFILES[name], board(values["machine"])
+    system = {"windows": "Windows", "legacy": "a system of old", "bsd": "a BSD"}.get(name, "Linux")
+    drivers = name == "windows" and len(values["cdrom"]) > 1  # a second CD is there for them
+    for position, disk in enumerate(values["disk"]):
+        if disk["bus"] in profile.unseen and not drivers:
+            hint = f'set bus = "{profile.default_disk(kind)}"'
+            hint += ", or add a [[cdrom]] with drivers" if name == "windows" else ""
+            yield ("disk", position, "bus"), f"the installer of {system} sees no disk on {disk['bus']}", hint
+    for position, nic in enumerate(values["network"]):
+        if nic["model"] in profile.unseen and not drivers:
+            hint = f'set model = "{profile.default_nic(kind)}"'
+            what = f"{system} has no driver for {nic['model']} of its own"
+            yield ("network", position, "model"), what, hint
+    if (values.get("memory") or profile.least) < profile.least or ("memory" not in values and profile.least):
+        what = f"the installer of {system} wants {profile.least >> 30} GiB at least"
+        yield ("memory",), what, f'set memory = "{profile.least >> 29}G"'
+    if name == "legacy" and values.get("firmware") == "uefi":
+        yield ("firmware",), "a system of old boots by BIOS", 'set firmware = "bios"'

@@ -16,10 +16,11 @@ from kvmd.guest import Guest
 
 @dataclass(frozen=True)
 class GuestFile:
-    """A guest and the file it came from, which knows the lines."""
+    """A guest and the file it came from, which knows the lines. ``doubts``: what may not be as it was meant."""
 
     guest: Guest
     document: Document
+    doubts: tuple[Problem, ...] = ()
 
 
 def conflicts(files: Iterable[GuestFile], same: Callable[[Path], Path] = lambda path: path) -> list[Problem]:

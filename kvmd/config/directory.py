@@ -36,6 +36,7 @@ class Configuration:
     problems: list[Problem]  # of all files, kvmd.conf included
     missing: list[Path]
     open_firewalls: bool | None  # None: kvmd.conf cannot be used
+    doubts: list[Problem]  # of files that can be used
 
 
 def read(
@@ -84,7 +85,8 @@ def read(
         entry = guests[name]
         guests[name] = replace(entry, guest=None, problems=[*entry.problems, problem])
         problems.append(problem)
-    return Configuration(guests, sorted(problems), missing, open_firewalls)
+    doubts = sorted(doubt for file in parsed for doubt in file.doubts)
+    return Configuration(guests, sorted(problems), missing, open_firewalls, doubts)
 
 
 def _marked(problems: Sequence[Problem], private: bool) -> list[Problem]:

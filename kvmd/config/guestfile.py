@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
-from kvmd.config.agreement import Values, disagreements, settle
+from kvmd.config.agreement import Values, disagreements, doubts, settle
 from kvmd.config.claims import GuestFile, conflicts, own_conflicts
 from kvmd.config.schema import GUEST, HOST, WORKING, Key, Table
 from kvmd.config.toml_lines import Document, KeyPath, show
@@ -64,7 +64,7 @@ def parse(text: str | bytes, file: Path, host: HostIds, defaults: Values = {}) -
     reader.problems += own_conflicts(guest)
     if reader.problems:
         raise InvalidConfiguration(reader.problems)
-    return guest
+    return replace(guest, doubts=tuple(document.problem(*doubt) for doubt in doubts(values)))
 
 
 def parse_defaults(text: str | bytes, file: Path) -> Values:

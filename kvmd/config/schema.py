@@ -31,6 +31,7 @@ from kvmd.config.values import (
     word,
 )
 from kvmd.guest import BUSES, FORMATS, MODELS
+from kvmd.profile import PROFILES
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ GUEST = Table(
         "machine": Key(machine),
         "cpu": Key(word),
         "firmware": Key(choice("bios", "uefi")),
-        "profile": Key(choice("linux", "bsd", "windows", "legacy")),
+        "profile": Key(choice(*PROFILES)),
         "autostart": Key(flag, host=False),
         "restart": Key(choice("no", "on-failure", "always")),
         "stop_timeout": Key(timeout),
@@ -99,7 +100,7 @@ GUEST = Table(
             },
             entries=True,
         ),
-        "serial": Table({"log": Key(flag), "ready": Key(pattern), "ready_timeout": Key(timeout)}),
+        "serial": Table({"log": Key(flag), "screen": Key(flag), "ready": Key(pattern), "ready_timeout": Key(timeout)}),
         "vsock": Table({"ready": Key(flag), "ready_timeout": Key(timeout)}),
         "limits": Table({name: Key(parse) for name, parse in LIMITS.items()}),
         "credentials": Table({}, other=Key(text)),
@@ -116,7 +117,6 @@ HOST = Table({"firewall": Table({"open": Key(flag)})})
 # What works, of the keys not all of whose values do yet: anything else is refused, never ignored.
 WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {
     ("firmware",): ("bios",),
-    ("profile",): ("linux", "bsd", "legacy"),
     ("credentials",): ({},),
     ("cloud_init",): ({},),
     ("display", "vnc"): (False,),

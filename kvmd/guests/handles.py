@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Literal
 
 from kvmd.errors import StartFailed
-from kvmd.guest import Disk, Guest, Nic
+from kvmd.guest import BootDevice, Disk, Guest, Nic
 from kvmd.guests.readiness import Readiness
 from kvmd.network.kernel import netlink
 from kvmd.network.lan import Lan
@@ -38,6 +38,7 @@ async def open_handles(
     undo: AsyncExitStack,
     say: Callable[[str], None],
     in_use: InUse,
+    boot_once: BootDevice | None,
 ) -> tuple[list[str], list[Use], Handles]:
     """Put it all into ``descriptors``, creating the images that are missing; and what a person should be told.
 
@@ -60,6 +61,7 @@ async def open_handles(
             serial=runtime.path / "serial",
             kernel=files.kernel,
             initrd=files.initrd,
+            boot_once=boot_once,
             vsock=await readiness.offer_vsock(descriptors),
         ),
     )

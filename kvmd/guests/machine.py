@@ -17,7 +17,7 @@ from typing import Any, Literal
 from kvmd import runtime
 from kvmd.console.streams import Streams
 from kvmd.errors import KvmdError, StartFailed, Timeout, Unavailable
-from kvmd.guest import Guest
+from kvmd.guest import Guest, StartOptions
 from kvmd.guests import ending
 from kvmd.guests.handles import InUse, Use, open_handles
 from kvmd.guests.nics import Nics
@@ -79,8 +79,17 @@ async def all_of(*work: Coroutine[Any, Any, None]) -> None:
 class Machine:
     """A guest from the moment it is asked to start until all it left is gone; ``closed`` is set then."""
 
-    def __init__(self, guest: Guest, snapshot: Mapping[str, bytes], host: Host, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        options: StartOptions,
+        snapshot: Mapping[str, bytes],
+        host: Host,
+        changed: Callable[[], None],
+    ) -> None:
         self.guest = guest
+        self._options = options
+        self._booted = guest.started_with(options)
         self._snapshot = snapshot
         self._host = host
         self._changed = changed
@@ -91,7 +100,7 @@ class Machine:
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event, self._say_lost)
-        self._stall = Stall(guest)
+        self._stall = Stall(self._booted)
         self.steering = Steering(guest.name, self._qmp, self._stall)
         self._told: str | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -170,6 +179,9 @@ class Machine:
         self._say(Event.STARTED, f"Guest {self.guest.name} is running ({self.accelerator}, PID {self.pid})")
 
     async def _start(self, undo: AsyncExitStack, kvm: Kvm, in_use: InUse) -> None:
+        booted, options = self._booted, self._options
+        if booted.lacks(options.boot):
+            raise StartFailed(f"it has no {options.boot} to boot from")
         self.accelerator = accelerator = self._choose_accelerator(kvm)
         user = users.choose(self.guest.name, runtime.user_ids(but=self.guest.name))
         if accelerator == "kvm" and kvm.group is not None:
@@ -177,17 +189,18 @@ class Machine:
         stop_timeout = f"{self.guest.stop_timeout}\n".encode()
         self._runtime.make({**self._snapshot, "stop_timeout": stop_timeout}, user.uid, user.gid)
         streams = self._own_runtime(undo)
+        self._runtime.write_options(options)
         users.publish(self.guest.name, user)
         streams.keep()
         with Descriptors() as descriptors:
             host = (self._runtime, self._host.lan, self._readiness)
             warnings, self.uses, handles = await open_handles(
-                self.guest, accelerator, user, *host, descriptors, undo, self._warn, in_use
+                booted, accelerator, user, *host, descriptors, undo, self._warn, in_use, options.boot
             )
             self._runtime.write({"images": json.dumps(self.uses).encode()})
             for warning in warnings:
                 self._warn(f"may have trouble: {warning}")
-            command = ["qemu-system-x86_64", *argv(self.guest, handles)]
+            command = ["qemu-system-x86_64", *argv(booted, handles)]
             stderr = descriptors.take(self._runtime.stderr())
             process, release, give_up = await spawn(command, descriptors, user, stderr)
         self._own_process(undo, process)
@@ -205,6 +218,7 @@ class Machine:
         streams.follow(invocation, resume=False)
         await all_of(self._greet(undo, streams), *self._nics.claims())
         with contextlib.suppress(QmpError):  # it has ended: the pidfd tells
+            await self.steering.boot_normally(booted, options.boot)
             await self._look()
         await self._nics.configure(undo)
         self._runtime.write_pid(process.pid)
@@ -245,6 +259,7 @@ class Machine:
         try:
             await self._qmp.connect(self._runtime.path / "qmp")
             self.accelerator = "kvm" if await self._qmp.query("query-kvm", "enabled") is True else "tcg"
+            await self.steering.boot_normally(self._booted, self._options.boot)
             await self._look()
         except QmpError as error:
             self._say_lost(str(error))
@@ -252,7 +267,7 @@ class Machine:
     async def _look(self) -> None:
         """Ask whether it stands still. Raises ``QmpError``."""
         status = await self._qmp.query("query-status", "status")
-        few = len(self.guest.disks) + len(self.guest.cdroms) <= MOST_DRIVES
+        few = len(self._booted.disks) + len(self._booted.cdroms) <= MOST_DRIVES
         drives = await self._qmp.execute("query-block") if status == "io-error" and few else None
         self._tell(self._stall.look(status, drives))
 

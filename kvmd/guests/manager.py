@@ -14,7 +14,7 @@ from typing import Any
 from kvmd import __version__
 from kvmd.config import guestfile
 from kvmd.errors import Busy, KvmdError, StartFailed, Unavailable
-from kvmd.guest import NAME, Guest
+from kvmd.guest import AS_ALWAYS, NAME, Guest, StartOptions
 from kvmd.guests.known import Known
 from kvmd.guests.machine import Host, Machine, State
 from kvmd.guests.recovery import recover
@@ -109,16 +109,21 @@ class Manager:
 
     # start and stop
 
-    async def start(self, name: str) -> None:
-        """Start a guest, and its unit with it; returns once it runs. Starting a running guest is no error."""
+    async def start(self, name: str, options: StartOptions = AS_ALWAYS) -> None:
+        """Start a guest, and its unit with it; returns once it runs. Starting a running guest is no error.
+
+        With ``options`` it is: ``Busy``.
+        """
         known = self._register.get(name)
+        if known.on and options != AS_ALWAYS:
+            raise Busy(f"guest {name} is on (stop it first: the options are for a start)")
         if known.run and known.starting is None and known.up:
             await known.run.wait_ready()
             return
         if known.run and known.starting is None:
             # PID 1 must have noticed the end of the last QEMU, lest it take the unit for active
             await self._systemd.settled(f"kvmd@{name}.service")
-        task, run = self._starting(known)
+        task, run = self._starting(known, options)
         # The unit's own LaunchUnit joins this very start, whichever of the two comes first.
         job = asyncio.create_task(self._start_unit(f"kvmd@{name}.service", known))
         try:
@@ -179,7 +184,7 @@ class Manager:
             if await self._systemd.state(unit) != "activating":
                 raise Busy(f"{unit} was stopped before its next start")
 
-    def _starting(self, known: Known) -> tuple[asyncio.Task[None], Machine]:
+    def _starting(self, known: Known, options: StartOptions = AS_ALWAYS) -> tuple[asyncio.Task[None], Machine]:
         """The start in progress, or a new one, and of what."""
         if self._closed:
             raise Unavailable(f"kvmd is just being stopped, or started anew (start {known.name} once more)")
@@ -192,7 +197,7 @@ class Manager:
             self.reload()
         guest = known.guest()
         expected = known.run.guest.nics if known.run else guest.nics
-        known.run = Machine(guest, known.file.snapshot, self._host, lambda: self.changed(known.name))
+        known.run = Machine(guest, options, known.file.snapshot, self._host, lambda: self.changed(known.name))
         self.changed(known.name)
         if expected != guest.nics:
             self._declare()

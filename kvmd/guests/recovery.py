@@ -70,7 +70,7 @@ async def _adopt(name: str, host: Host, ids: HostIds, changed: Callable[[str], N
         return None
     try:
         guest = directory.recall(name, snapshot, ids)
-        machine = Machine(guest, snapshot, host, lambda: changed(name))
+        machine = Machine(guest, Runtime(name).options(), snapshot, host, lambda: changed(name))
         await machine.adopt(pid)
     except ProcessLookupError:
         await host.systemd.clear_scope(scope)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 
 from kvmd.errors import Unavailable
+from kvmd.guest import BootDevice, Guest
 from kvmd.guests.stall import ASLEEP, Stall
+from kvmd.qemu.argv import after_boot_once
 from kvmd.qemu.qmp import Qmp
 
 AGAIN = 1.0  # seconds in which a guest that goes on comes to the error that it stood still for: some milliseconds
@@ -19,6 +21,12 @@ class Steering:
         self._name = name
         self._qmp = qmp
         self._stall = stall
+
+    async def boot_normally(self, guest: Guest, once: BootDevice | None) -> None:
+        """From the next reset on, by ``boot.order``: the firmware reads the places of devices at each."""
+        for device, index in after_boot_once(guest, once).items() if once else ():
+            path = f"/machine/peripheral/{device}"
+            await self._qmp.execute("qom-set", path=path, property="bootindex", value=index)
 
     async def press_power_button(self) -> None:
         await self._qmp.execute("system_powerdown")

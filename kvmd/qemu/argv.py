@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvmd.guest import BootDevice, Guest, Nic
+from kvmd.profile import PROFILES, Profile
 from kvmd.qemu.drives import Image, bootindex, drive_args
 
 MAX_QUEUES = 8  # of a NIC: each costs memory, interrupts and a vhost thread
@@ -41,7 +42,7 @@ class Handles:
     of a disk that is not read-only must be open for writing, all others read-only.
     ``kernel``, ``initrd``: QEMU opens these again through /proc/self/fd, so its user must be able to read the file;
     a copy in a memfd always is readable.
-    ``boot_once``: boot from this kind of device first, without ``boot.kernel``, until ``boot_indexes`` is put back.
+    ``boot_once``: boot from this kind of device first, until ``after_boot_once`` is set.
     """
 
     accelerator: Literal["kvm", "tcg"]
@@ -58,21 +59,24 @@ class Handles:
 
 def argv(guest: Guest, handles: Handles) -> list[str]:
     """All arguments, without the program's name."""
-    kernel = None if handles.boot_once else handles.kernel
+    profile = PROFILES[guest.profile]
+    kernel = handles.kernel
+    microvm = guest.board == "microvm"
+    screen = kernel is None and not microvm  # boot loaders and installers want one, even if nobody looks
     indexes = boot_indexes(guest, handles.boot_once)
-    virtio = "device" if guest.board == "microvm" else "pci"
+    virtio = "device" if microvm else "pci"
 
     args = [
         "-no-user-config",
         "-nodefaults",
         "-name", f"guest={guest.name}",
         "-uuid", str(guest.uuid),
-        "-machine", guest.machine,
+        "-machine", _machine(guest, profile, screen),
         "-accel", handles.accelerator,
-        "-cpu", guest.cpu or ("host" if handles.accelerator == "kvm" else "max"),
+        "-cpu", _cpu(guest, profile, handles.accelerator),
         "-smp", f"cpus={guest.cpus}",
         "-m", f"size={guest.memory}B",
-        "-rtc", "base=localtime" if guest.profile in ("windows", "legacy") else "base=utc",
+        "-rtc", f"base={profile.clock}",
         "-boot", "strict=on",
         "-action", "panic=exit-failure",
         "-display", "none",
@@ -95,12 +99,19 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
             args += ["-initrd", f"/proc/self/fd/{handles.initrd}"]
         if guest.boot.cmdline:
             args += ["-append", guest.boot.cmdline]
-    elif guest.board != "microvm":  # boot loaders and installers want a screen, even if nobody looks
+    if screen:
         args += ["-device", "VGA"]
-    if guest.board != "microvm":
+    if not (profile.sleep or microvm):
+        args += ["-global", f"{'ICH9-LPC' if guest.board == 'q35' else 'PIIX4_PM'}.disable_s3=1"]
+    if profile.virtio and not microvm:
         args += ["-device", "pvpanic-pci"]
-    if guest.profile in ("linux", "bsd"):
+    if profile.virtio:
         args += ["-device", f"virtio-rng-{virtio}"]
+    if profile.tablet and not microvm:
+        args += [
+            "-device", f"{'qemu-xhci' if guest.board == 'q35' else 'piix3-usb-uhci'},id=usb0",
+            "-device", "usb-tablet,bus=usb0.0",
+        ]  # fmt: skip
 
     args += drive_args(guest, handles.images, indexes)
     for number, (nic, tap) in enumerate(zip(guest.nics, handles.taps, strict=True)):
@@ -119,6 +130,23 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
             "-smbios", f"type=11,value=io.systemd.credential:vmm.notify_socket=vsock-stream:2:{vsock.port}",
         ]  # fmt: skip
     return [*args, *guest.qemu_args]
+
+
+def _machine(guest: Guest, profile: Profile, screen: bool) -> str:
+    """``graphics=off`` makes SeaBIOS show text on the serial port, too (its file etc/sercon-port)."""
+    words = [guest.machine]
+    if guest.board != "microvm" and not profile.hpet:
+        words.append("hpet=off")
+    text = profile.screen if guest.serial.screen is None else guest.serial.screen
+    if screen and text and guest.firmware == "bios":
+        words.append("graphics=off")
+    return ",".join(words)
+
+
+def _cpu(guest: Guest, profile: Profile, accelerator: str) -> str:
+    cpu = guest.cpu or ("host" if accelerator == "kvm" else "max")
+    named = "hv_" in cpu or "hv-" in cpu  # by somebody who knows better
+    return ",".join([cpu, *(profile.hyperv if accelerator == "kvm" and not named else ())])
 
 
 def queues(guest: Guest, nic: Nic) -> int:

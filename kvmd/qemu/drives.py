@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kvmd.guest import BACKED_FORMATS, CD_BUS, Guest
+from kvmd.profile import PROFILES
 
 
 class Layer(NamedTuple):
@@ -56,8 +57,8 @@ def drive_args(guest: Guest, images: Sequence[Image], indexes: Mapping[str, int]
 
     args = []
     if "scsi" in buses:
-        old = guest.profile == "legacy" and guest.board != "microvm"
-        args += ["-device", f"{'lsi53c895a' if old else f'virtio-scsi-{virtio}'},id=scsi0"]
+        scsi = "virtio-scsi-device" if guest.board == "microvm" else PROFILES[guest.profile].scsi
+        args += ["-device", f"{scsi},id=scsi0"]
     if "sata" in buses and guest.board == "pc":
         args += ["-device", "ahci,id=sata0"]
     on_bus: Counter[str] = Counter()

@@ -9,6 +9,7 @@ The initrd (its /init is the file beside this one) understands on the kernel com
     kvmd.disk=1                    counts boots and stops in the first sector of the first disk, and prints them
     kvmd.ping=ADDRESS,…            then pings, and prints "guest: ping ADDRESS ok" or "failed"
     kvmd.deaf=1                    ignores the power button
+    kvmd.install=1                 asks, writes system.img of the CD to the first disk, and reboots
 
 and on ttyS0, a line each: echo X, ping ADDRESS, flood N, poweroff, reboot, panic, sh COMMAND.
 
@@ -38,7 +39,7 @@ CMDLINE = "console=ttyS0 quiet cryptomgr.notests init_on_alloc=0 mitigations=off
 # fmt: off
 MODULES = [
     "button", "evdev", "virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod",
-    "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4",
+    "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4", "isofs",
 ]
 APPLETS = [
     "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "udhcpc6", "head", "tr", "dd",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvmd.config.guestfile import GuestFile, HostIds, conflicts, derived_tap, parse, parse_defaults
+from kvmd.config.options import parse_options
 from kvmd.config.schema import GUEST, WORKING, Table
 from kvmd.config.toml_lines import Document
 from kvmd.config.values import Wrong, span
-from kvmd.errors import InvalidConfiguration
-from kvmd.guest import Guest
+from kvmd.errors import InvalidConfiguration, InvalidOption
+from kvmd.guest import AS_ALWAYS, Cdrom, Guest, StartOptions
 
 FILES = Path(__file__).parent / "guestfiles"
 HOST = HostIds("0123456789abcdef0123456789abcdef")
@@ -74,6 +75,59 @@ def test_fail(file: Path) -> None:
 def test_every_file_has_an_answer() -> None:
     names = {path.with_suffix("") for path in FILES.glob("*/*.toml")}
     assert names == {path.with_suffix("") for path in FILES.glob("*/*.ok")}
+
+
+def doubts(text: str) -> list[str]:
+    return [str(doubt) for doubt in parse(text, Path("a.toml"), HOST).doubts]
+
+
+def test_doubts_of_what_an_installer_cannot_see() -> None:
+    windows = """
+        profile = "windows"
+        disk = [{ path = "a" }, { path = "b", bus = "virtio" }, { path = "c", bus = "nvme" }]
+        network = [{}, { model = "virtio" }]
+    """
+    assert doubts(windows) == [
+        "a.toml:3: disk.bus: the installer of Windows sees no disk on virtio "
+        '(set bus = "sata", or add a [[cdrom]] with drivers)',
+        'a.toml:4: network.model: Windows has no driver for virtio of its own (set model = "e1000e")',
+        'a.toml:1: memory: the installer of Windows wants 2 GiB at least (set memory = "4G")',
+    ]
+    drivers = '\ncdrom = [{ path = "windows.iso" }, { path = "virtio-win.iso" }]\nmemory = "4G"'
+    assert doubts(windows + drivers) == []
+    legacy = 'profile = "legacy"\ndisk = [{ path = "a", bus = "nvme" }]\nnetwork = [{ model = "e1000e" }, {}]'
+    assert doubts(legacy) == [
+        'a.toml:2: disk.bus: the installer of a system of old sees no disk on nvme (set bus = "ide")',
+        'a.toml:3: network.model: a system of old has no driver for e1000e of its own (set model = "rtl8139")',
+    ]
+    assert doubts('profile = "bsd"\ndisk = [{ path = "a" }]\nnetwork = [{}]') == []
+
+
+def test_options_of_one_start() -> None:
+    assert parse_options({}) == AS_ALWAYS
+    options = parse_options({"boot": "cdrom", "cdrom": "freebsd.iso"})
+    assert options == StartOptions("cdrom", Path("/var/lib/kvmd/images/freebsd.iso"))
+    for given, said in (
+        ({"boot": "floppy"}, 'option boot: "floppy" is not known here (write "cdrom", "disk" or "network")'),
+        ({"cdrom": 7}, "option cdrom: 7 is not a string (put it in quotes)"),
+        ({"size": "1G"}, 'there is no option "size" (there are boot, cdrom)'),
+    ):
+        with pytest.raises(InvalidOption) as caught:
+            parse_options(given)
+        assert str(caught.value) == said
+
+
+def test_a_guest_as_it_is_for_one_start() -> None:
+    text = 'boot.kernel = "vmlinuz"\ndisk = [{ path = "a" }]\ncdrom = [{ path = "b" }, { path = "c" }]'
+    guest = parse(text, Path("a.toml"), HOST).guest
+    once = guest.started_with(StartOptions("cdrom", Path("/iso")))
+    assert [str(cdrom.path) for cdrom in once.cdroms] == ["/iso", "/var/lib/kvmd/images/c"]
+    assert (once.boot.kernel, once.serial.screen) == (None, True)
+    assert guest.started_with(AS_ALWAYS) == guest
+    assert replace(guest, cdroms=()).started_with(StartOptions(cdrom=Path("/iso"))).cdroms == (Cdrom(Path("/iso")),)
+    assert once.lacks("network")
+    assert not once.lacks("cdrom")
+    assert not guest.lacks(None)
 
 
 # kvmd.conf

@@ -24,7 +24,8 @@ from uuid import UUID
 
 import pytest
 
-from kvmd.guest import MODELS, Boot, Cdrom, Disk, Guest, Nic
+from kvmd.guest import MODELS, Boot, Cdrom, Disk, Guest, Nic, Serial, StartOptions
+from kvmd.profile import PROFILES
 from kvmd.qemu import argv as qemu
 from kvmd.qemu import images
 from kvmd.qemu.argv import Handles, Tap
@@ -149,8 +150,9 @@ def test_direct_kernel_boot() -> None:
     assert values(argv, "-initrd") == ["/proc/self/fd/12"]
     assert values(argv, "-append") == ["console=ttyS0"]
     assert "VGA" not in argv
-    argv = qemu.argv(guest, replace(HANDLES, kernel=11, initrd=12, boot_once="cdrom"))
+    argv = qemu.argv(guest.started_with(StartOptions("disk")), replace(HANDLES, boot_once="disk"))
     assert not {"-kernel", "-initrd", "-append"} & set(argv)
+    assert "VGA" in argv
 
 
 def test_cpu_and_clock() -> None:
@@ -158,6 +160,45 @@ def test_cpu_and_clock() -> None:
     assert values(qemu.argv(replace(GUEST, cpu="qemu64,-vmx"), HANDLES), "-cpu") == ["qemu64,-vmx"]
     assert values(qemu.argv(replace(GUEST, profile="legacy"), HANDLES), "-rtc") == ["base=localtime"]
     assert "virtio-rng-pci" not in qemu.argv(replace(GUEST, profile="legacy"), HANDLES)
+
+
+@pytest.mark.parametrize(
+    ("guest", "machine"),
+    [
+        (GUEST, "q35"),
+        (replace(GUEST, profile="bsd"), "q35,graphics=off"),
+        (replace(GUEST, profile="bsd", firmware="uefi"), "q35"),
+        (replace(GUEST, profile="bsd", serial=Serial(screen=False)), "q35"),
+        (replace(GUEST, profile="legacy", machine="pc"), "pc,graphics=off"),
+        (replace(GUEST, profile="legacy", machine="microvm"), "microvm"),
+        (replace(GUEST, profile="windows"), "q35,hpet=off"),
+        (GUEST.started_with(StartOptions("cdrom")), "q35,graphics=off"),
+        (GUEST.started_with(StartOptions("network")), "q35"),
+    ],
+)
+def test_screen_as_text(guest: Guest, machine: str) -> None:
+    assert values(qemu.argv(guest, HANDLES), "-machine") == [machine]
+
+
+def test_no_screen_without_a_boot_loader() -> None:
+    guest = replace(GUEST, profile="bsd", boot=Boot(kernel=Path("/boot/netbsd")))
+    assert values(qemu.argv(guest, replace(HANDLES, kernel=11)), "-machine") == ["q35"]
+
+
+def test_windows() -> None:
+    guest = replace(GUEST, profile="windows")
+    argv = qemu.argv(guest, replace(HANDLES, accelerator="kvm"))
+    [cpu] = values(argv, "-cpu")
+    assert cpu.startswith("host,hv_relaxed,")
+    assert values(qemu.argv(guest, HANDLES), "-cpu") == ["max"]
+    own = qemu.argv(replace(guest, cpu="host,hv_passthrough"), replace(HANDLES, accelerator="kvm"))
+    assert values(own, "-cpu") == ["host,hv_passthrough"]
+    assert values(argv, "-rtc") == ["base=localtime"]
+    assert values(argv, "-global") == ["ICH9-LPC.disable_s3=1"]
+    assert values(argv, "-device") == ["VGA", "qemu-xhci,id=usb0", "usb-tablet,bus=usb0.0"]
+    argv = qemu.argv(replace(guest, machine="pc"), HANDLES)
+    assert values(argv, "-global") == ["PIIX4_PM.disable_s3=1"]
+    assert values(argv, "-device") == ["VGA", "piix3-usb-uhci,id=usb0", "usb-tablet,bus=usb0.0"]
 
 
 def test_own_arguments_come_last() -> None:
@@ -302,7 +343,7 @@ BOARDS = {
 
 
 @needs_qemu
-@pytest.mark.parametrize("profile", ["linux", "bsd", "legacy"])
+@pytest.mark.parametrize("profile", sorted(PROFILES))
 @pytest.mark.parametrize("board", BOARDS)
 def test_qemu_takes_every_bus(directory: Path, board: Any, profile: Any) -> None:
     """Two disks of every bus, the second with a backing image, a read-only one, and a CD."""

@@ -1,0 +1,110 @@
+"""What people put into a drive: an installer on a CD that boots by BIOS and by UEFI, and systems that are not Linux.
+
+The installer's CD has the guest's kernel and initrd and, as a file, the system that it installs: a disk image with one
+FAT partition that boots both ways, too. From the CD the guest runs with kvmd.install=1, from the disk as "installed".
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import guests
+from .roots import systems
+from .store import built, command, key
+
+SYSTEM = 40 << 20  # bytes of the disk that is installed
+START = 2048  # its partition, in sectors
+LINUX = "console=ttyS0 quiet cryptomgr.notests init_on_alloc=0 mitigations=off"
+INSTALLER, INSTALLED = f"{LINUX} kvmd.name=installer kvmd.install=1", f"{LINUX} kvmd.name=installed"
+
+SYSLINUX = """serial 0 115200
+default linux
+label linux
+  kernel /vmlinuz
+  initrd /initrd.img
+  append {}
+"""
+GRUB = """serial
+terminal_output serial
+linux /vmlinuz {}
+initrd /initrd.img
+boot
+"""
+
+
+def installer(release: str = "bookworm") -> Path:
+    """The CD."""
+    sources = key(guests.kernel(release).name, guests.initrd(release).name, systems().name, Path(__file__).read_bytes())
+    return built(f"installer-{release}", sources, lambda path: _installer(release, path))
+
+
+def _installer(release: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        work, tree = Path(directory), Path(directory, "cd")
+        boot = {"vmlinuz": guests.kernel(release), "initrd.img": guests.initrd(release)}
+        (tree / "isolinux").mkdir(parents=True)
+        for name, source in boot.items():
+            shutil.copyfile(source, tree / name)
+        _system(work / "system.img", work, boot)
+        shutil.copyfile(work / "system.img", tree / "system.img")
+        shutil.copyfile(systems() / "usr/lib/ISOLINUX/isolinux.bin", tree / "isolinux/isolinux.bin")
+        modules = systems() / "usr/lib/syslinux/modules/bios"
+        shutil.copyfile(modules / "ldlinux.c32", tree / "isolinux/ldlinux.c32")
+        (tree / "isolinux/isolinux.cfg").write_text(SYSLINUX.format(INSTALLER))
+        for name in (".disk/info", "boot/grub/x86_64-efi/grub.cfg"):  # where this GRUB looks on a CD
+            (tree / name).parent.mkdir(parents=True)
+            (tree / name).write_text(GRUB.format(INSTALLER))
+        fat(tree / "efi.img", 8 << 20, {"EFI/BOOT/BOOTX64.EFI": _grub()})
+        iso(path, tree, "isolinux/isolinux.bin", "efi.img")
+
+
+def _system(image: Path, work: Path, boot: Mapping[str, Path]) -> None:
+    (work / "installed.cfg").write_text(GRUB.format(INSTALLED))
+    (work / "syslinux.cfg").write_text(SYSLINUX.format(INSTALLED))
+    files = {
+        "EFI/BOOT/BOOTX64.EFI": _grub(),
+        "EFI/debian/grub.cfg": work / "installed.cfg",
+        "syslinux.cfg": work / "syslinux.cfg",
+        **boot,
+    }
+    partition = work / "partition"
+    fat(partition, SYSTEM - START * 512, files)
+    command("syslinux", "--install", partition)
+    sectors = SYSTEM // 512 - START
+    entry = bytes([0x80, 0, 0, 0, 0xEF, 0, 0, 0]) + START.to_bytes(4, "little") + sectors.to_bytes(4, "little")
+    mbr = (Path("/usr/lib/SYSLINUX/mbr.bin")).read_bytes().ljust(446, b"\0") + entry.ljust(64, b"\0") + b"\x55\xaa"
+    with image.open("wb") as file:
+        file.write(mbr.ljust(START * 512, b"\0"))
+        file.write(partition.read_bytes())
+
+
+def _grub() -> Path:
+    """Unsigned; it looks for /EFI/debian/grub.cfg where it came from."""
+    return systems() / "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi"
+
+
+def fat(image: Path, size: int, files: Mapping[str, Path]) -> None:
+    """A FAT file system of so many bytes with these files, by their paths in it."""
+    command("mformat", "-C", "-i", image, "-T", str(size // 512), "-h", "16", "-s", "63", "::")
+    made: set[str] = set()
+    for name, source in files.items():
+        for parent in reversed(Path(name).parents[:-1]):
+            if str(parent) not in made:
+                command("mmd", "-i", image, f"::{parent}")
+                made.add(str(parent))
+        command("mcopy", "-i", image, source, f"::{name}")
+
+
+def iso(path: Path, tree: Path, bios: str = "", efi: str = "", label: str = "KVMD") -> None:
+    """A CD of a tree; ``bios``: what in it is isolinux, ``efi``: what is an EFI system partition."""
+    # fmt: off
+    boots = [
+        *(["-b", bios, "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"] if bios else []),
+        *(["-eltorito-alt-boot"] if bios and efi else []),
+        *(["-e", efi, "-no-emul-boot"] if efi else []),
+    ]
+    # fmt: on
+    command("xorriso", "-as", "mkisofs", "-quiet", "-V", label, "-J", "-r", "-o", path, *boots, tree)
