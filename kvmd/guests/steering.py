@@ -25,8 +25,9 @@ class Steering:
     async def boot_normally(self, guest: Guest, once: BootDevice | None) -> None:
         """From the next reset on, by ``boot.order``: the firmware reads the places of devices at each."""
         for device, index in after_boot_once(guest, once).items() if once else ():
-            path = f"/machine/peripheral/{device}"
-            await self._qmp.execute("qom-set", path=path, property="bootindex", value=index)
+            place: dict[str, object] = {"path": f"/machine/peripheral/{device}", "property": "bootindex"}
+            if await self._qmp.execute("qom-get", **place) != index:  # to have it set twice is an error
+                await self._qmp.execute("qom-set", **place, value=index)
 
     async def press_power_button(self) -> None:
         await self._qmp.execute("system_powerdown")

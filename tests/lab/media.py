@@ -45,20 +45,39 @@ def _installer(release: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
         work, tree = Path(directory), Path(directory, "cd")
         boot = {"vmlinuz": guests.kernel(release), "initrd.img": guests.initrd(release)}
-        (tree / "isolinux").mkdir(parents=True)
-        for name, source in boot.items():
-            shutil.copyfile(source, tree / name)
+        _isolinux(tree, INSTALLER, boot)
         _system(work / "system.img", work, boot)
         shutil.copyfile(work / "system.img", tree / "system.img")
-        shutil.copyfile(systems() / "usr/lib/ISOLINUX/isolinux.bin", tree / "isolinux/isolinux.bin")
-        modules = systems() / "usr/lib/syslinux/modules/bios"
-        shutil.copyfile(modules / "ldlinux.c32", tree / "isolinux/ldlinux.c32")
-        (tree / "isolinux/isolinux.cfg").write_text(SYSLINUX.format(INSTALLER))
         for name in (".disk/info", "boot/grub/x86_64-efi/grub.cfg"):  # where this GRUB looks on a CD
             (tree / name).parent.mkdir(parents=True)
             (tree / name).write_text(GRUB.format(INSTALLER))
         fat(tree / "efi.img", 8 << 20, {"EFI/BOOT/BOOTX64.EFI": _grub()})
         iso(path, tree, "isolinux/isolinux.bin", "efi.img")
+
+
+def debian_installer() -> Path:
+    """A CD of Debian's own installer, which asks on the serial port."""
+    sources = key(systems().name, Path(__file__).read_bytes())
+    return built("debian-installer", sources, _debian_installer)
+
+
+def _debian_installer(path: Path) -> None:
+    source = systems() / "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64"
+    with tempfile.TemporaryDirectory() as directory:
+        tree = Path(directory)
+        _isolinux(tree, f"{LINUX} ---", {"vmlinuz": source / "linux", "initrd.img": source / "initrd.gz"})
+        iso(path, tree, "isolinux/isolinux.bin")
+
+
+def _isolinux(tree: Path, cmdline: str, boot: Mapping[str, Path]) -> None:
+    """What boots a kernel from a CD by BIOS."""
+    (tree / "isolinux").mkdir(parents=True)
+    for name, source in boot.items():
+        shutil.copyfile(source, tree / name)
+    shutil.copyfile(systems() / "usr/lib/ISOLINUX/isolinux.bin", tree / "isolinux/isolinux.bin")
+    modules = systems() / "usr/lib/syslinux/modules/bios"
+    shutil.copyfile(modules / "ldlinux.c32", tree / "isolinux/ldlinux.c32")
+    (tree / "isolinux/isolinux.cfg").write_text(SYSLINUX.format(cmdline))
 
 
 def _system(image: Path, work: Path, boot: Mapping[str, Path]) -> None:

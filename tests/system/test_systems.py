@@ -1,4 +1,4 @@
-"""Systems that nobody has changed: installed from a CD, booted from the disk, read and typed to on the serial console."""
+"""Systems that nobody has changed: installed from a CD, booted from the disk, read and typed to on the console."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_install_then_run(guests: Guests, iso: str, firmware: str) -> None:
     guests.start("fresh", ready=False)
     guests.wait("fresh", "^guest: ready installed", since)
     guests.clear()
-    host.run("rm", "-r", f"{IMAGES}/{iso}", f"{IMAGES}/installed.qcow2", "/var/lib/kvmd/fresh")
+    host.run("rm", f"{IMAGES}/{iso}", f"{IMAGES}/installed.qcow2")
 
 
 @pytest.mark.complaints("could not be started")
@@ -61,3 +61,35 @@ def test_refused_options(guests: Guests) -> None:
     assert "missing.iso: No such file or directory" in refused.stderr
     refused = guests.guest("fresh", "StartWith", "a{sv}", "1", "boots", "s", "cdrom", check=False)
     assert 'there is no option "boots" (there are boot, cdrom)' in refused.stderr
+
+
+def test_systems_that_are_not_linux(guests: Guests) -> None:
+    """All at once: a memory test on a kernel's place; GRUB's rescue CD and iPXE, which are typed to."""
+    host, systems = guests.host, lab.roots.systems()
+    put(host, systems / "boot/memtest86+x64.bin", "memtest.bin")
+    put(host, systems / "usr/lib/grub-rescue/grub-rescue-cdrom.iso", "grub.iso")
+    put(host, systems / "usr/lib/ipxe/ipxe.iso", "ipxe.iso")
+    guests.write("memtest", 'machine = "pc"\n[boot]\nkernel = "memtest.bin"\ncmdline = "console=ttyS0,115200"\n')
+    guests.write("grub", "")
+    guests.write("ipxe", '[[network]]\nmodel = "e1000"\n')
+    since = host.cursor()
+    guests.start("memtest", ready=False)
+    guests.guest("grub", *CD, "grub.iso")
+    guests.guest("ipxe", *CD, "ipxe.iso")
+    guests.wait("grub", "automatically in", since)
+    guests.type("grub", "c", "grub>")
+    guests.type("grub", "echo the answer is $grub_platform", "the answer is pc")
+    guests.wait("ipxe", "iPXE ", since)
+    guests.wait("memtest", "Pass:", since)
+    guests.clear()
+    host.run("rm", *(f"{IMAGES}/{name}" for name in ("memtest.bin", "grub.iso", "ipxe.iso")))
+
+
+def test_debian_installer(guests: Guests) -> None:
+    put(guests.host, lab.media.debian_installer(), "debian.iso")
+    guests.write("debian", 'memory = "1G"\nprofile = "legacy"\n')
+    since = guests.host.cursor()
+    guests.guest("debian", *CD, "debian.iso")
+    guests.wait("debian", "Select a language|Choose the language", since, timeout=150)
+    guests.clear()
+    guests.host.run("rm", f"{IMAGES}/debian.iso")
