@@ -109,6 +109,15 @@ class Vsock:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudInit:
+    """``[cloud_init]``: what the file gives of a NoCloud seed; the rest is made. Secret, all of it."""
+
+    user_data: str | None = field(default=None, repr=False)
+    meta_data: str | None = field(default=None, repr=False)
+    network_config: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """One ``[limits]`` key as org.freedesktop.systemd1 wants it: D-Bus property, signature, value."""
 
@@ -153,6 +162,8 @@ class Guest:
     serial: Serial = field(default_factory=Serial)
     vsock: Vsock = field(default_factory=Vsock)
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cloud_init: CloudInit | None = None
     qemu_args: tuple[str, ...] = ()
 
     @property

@@ -67,6 +67,7 @@ class Runtime:
     def write(self, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             try:
+                (self.path / name).touch(mode=0o600)
                 (self.path / name).write_bytes(content)
             except OSError as error:
                 raise StartFailed(f"cannot write {self.path / name}: {error.strerror}") from error

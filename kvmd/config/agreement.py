@@ -17,6 +17,8 @@ Values = Mapping[str, Any]
 # How many drives a bus takes; of the others there is one for each drive.
 ROOM = {"sata": 6, "ide": 4}
 
+SMBIOS = 32 << 10  # bytes: its table may have 64 KiB, and QEMU's own are in it
+
 
 def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
     """Fill in what depends on the machine and the profile, and drop what is inherited but of no use here."""
@@ -40,6 +42,8 @@ def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
     serial, vsock = said.get("serial") or {}, said.get("vsock") or {}
     if vsock.get("ready"):
         _drop(values["serial"], serial, "ready")
+    if "cloud_init" not in said:
+        values["cloud_init"] = None
     if kind == "microvm" or values.get("firmware") == "uefi":
         _drop(values["serial"], serial, "screen")
     if serial.get("ready") or kind == "microvm":
@@ -87,6 +91,8 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             yield path, f"{machine} takes only {ROOM[bus]} {bus} drives", 'set bus = "virtio" or "scsi"'
         if disk.get("readonly") and bus in ("sata", "ide"):
             yield (*path, "readonly"), f"a {bus} disk cannot be read-only", 'set bus = "virtio" or "scsi"'
+    if values["cloud_init"] is not None and not PROFILES[values.get("profile") or "linux"].virtio:
+        drives[CD_BUS[kind]] += 1  # where the seed is a CD
     for position in range(len(values["cdrom"])):
         drives[CD_BUS[kind]] += 1
         if drives[CD_BUS[kind]] > ROOM.get(CD_BUS[kind], drives[CD_BUS[kind]]):
@@ -102,6 +108,15 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
         if nic.get("configure") and not re.fullmatch(r"[A-Za-z0-9_.-]+", nic.get("tap") or "tap"):
             what = f"{show(nic['tap'])} cannot be the name where configure is true"
             yield ("network", position, "tap"), what, 'use letters, digits and "_.-"'
+
+    for name in values["credentials"]:
+        if not re.fullmatch(r"(?!\.\.?$)[!-.0-<>-~]{1,255}", name):
+            what = f"{show(name)} cannot be the name of a credential"
+            yield ("credentials", name), what, 'use letters, digits and "_.-"'
+    if sum(len(name) + 4 * len((value or "").encode()) // 3 for name, value in values["credentials"].items()) > SMBIOS:
+        yield ("credentials",), f"they have more than {SMBIOS >> 10} KiB together", "use [cloud_init] for what is large"
+    if values["credentials"] and kind == "microvm":
+        yield ("credentials",), "microvm has no SMBIOS to hand them over", "remove them"
 
     if values["vsock"].get("ready"):
         if values["serial"].get("ready"):
@@ -129,5 +144,12 @@ def doubts(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
     if (values.get("memory") or profile.least) < profile.least or ("memory" not in values and profile.least):
         what = f"the installer of {system} wants {profile.least >> 30} GiB at least"
         yield ("memory",), what, f'set memory = "{profile.least >> 29}G"'
+    user_data = (values["cloud_init"] or {}).get("user_data")
+    if user_data and not re.match(r"#|Content-Type:|MIME-Version:", user_data, re.IGNORECASE):
+        yield (
+            ("cloud_init", "user_data"),
+            "cloud-init cannot tell what it is",
+            'begin it with "#cloud-config" or "#!"',
+        )
     if name == "legacy" and values.get("firmware") == "uefi":
         yield ("firmware",), "a system of old boots by BIOS", 'set firmware = "bios"'

@@ -26,6 +26,7 @@ from kvmd.guest import (
     NAME,
     Boot,
     Cdrom,
+    CloudInit,
     Disk,
     Guest,
     Nic,
@@ -161,6 +162,8 @@ def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:
         serial=Serial(**_given(values["serial"])),
         vsock=Vsock(**_given(values["vsock"])),
         limits=_given(values["limits"]),
+        credentials=_given(values["credentials"]),
+        cloud_init=CloudInit(**_given(values["cloud_init"])) if values["cloud_init"] is not None else None,
         qemu_args=values["qemu"].get("args") or (),
     )
 

@@ -23,8 +23,8 @@ from kvmd.config.values import (
     memory,
     network,
     pattern,
+    secret,
     size,
-    text,
     timeout,
     uplink,
     uuid,
@@ -103,8 +103,8 @@ GUEST = Table(
         "serial": Table({"log": Key(flag), "screen": Key(flag), "ready": Key(pattern), "ready_timeout": Key(timeout)}),
         "vsock": Table({"ready": Key(flag), "ready_timeout": Key(timeout)}),
         "limits": Table({name: Key(parse) for name, parse in LIMITS.items()}),
-        "credentials": Table({}, other=Key(text)),
-        "cloud_init": Table({"user_data": Key(text), "meta_data": Key(text), "network_config": Key(text)}),
+        "credentials": Table({}, other=Key(secret)),
+        "cloud_init": Table({"user_data": Key(secret), "meta_data": Key(secret), "network_config": Key(secret)}),
         "display": Table({"vnc": Key(flag)}),
         "tpm": Table({"enabled": Key(flag)}),
         "qemu": Table({"args": Key(arguments)}),
@@ -117,8 +117,6 @@ HOST = Table({"firewall": Table({"open": Key(flag)})})
 # What works, of the keys not all of whose values do yet: anything else is refused, never ignored.
 WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {
     ("firmware",): ("bios",),
-    ("credentials",): ({},),
-    ("cloud_init",): ({},),
     ("display", "vnc"): (False,),
     ("tpm", "enabled"): (False,),
 }

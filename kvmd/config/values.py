@@ -60,6 +60,13 @@ def text(value: object) -> str:
     return value
 
 
+def secret(value: object) -> str:
+    """Text that no error shows."""
+    if not isinstance(value, str) or "\0" in value:
+        raise Wrong("is not text", "write a string without NUL characters")
+    return value
+
+
 def line(value: object) -> str:
     if not text(value).isprintable():
         raise Wrong(f"{show(value)} is not one line of plain text", "remove the control characters")

@@ -9,15 +9,18 @@ from contextlib import AsyncExitStack
 from typing import Literal
 
 from kvmd.errors import StartFailed
-from kvmd.guest import BootDevice, Disk, Guest, Nic
+from kvmd.guest import BootDevice, CloudInit, Disk, Guest, Nic
 from kvmd.guests.readiness import Readiness
+from kvmd.network.dnsmasq import resolvers
 from kvmd.network.kernel import netlink
 from kvmd.network.lan import Lan
+from kvmd.network.model.settings import Settings, network_config
 from kvmd.qemu import images
 from kvmd.qemu.argv import Handles, Tap, queues
 from kvmd.qemu.drives import Image, Layer
 from kvmd.qemu.files import open_file, open_readable
 from kvmd.qemu.process import Descriptors, User
+from kvmd.qemu.seed import open_credentials, open_seed
 from kvmd.qemu.used import Used
 from kvmd.runtime import Runtime
 
@@ -47,7 +50,8 @@ async def open_handles(
     """
     if guest.nics:
         await lan.begun()
-    files = Files(guest, user, descriptors, in_use)
+    settings = [(nic, lan.settings(nic)) for nic in guest.nics]
+    files = Files(guest, user, descriptors, in_use, settings)
     await files.open(say)
     return (
         files.warnings,
@@ -61,6 +65,7 @@ async def open_handles(
             serial=runtime.path / "serial",
             kernel=files.kernel,
             initrd=files.initrd,
+            credentials=files.credentials,
             boot_once=boot_once,
             vsock=await readiness.offer_vsock(descriptors),
         ),
@@ -70,8 +75,17 @@ async def open_handles(
 class Files:
     """A guest's images, its kernel and its initrd, opened in a thread: storage may take its time."""
 
-    def __init__(self, guest: Guest, user: User, descriptors: Descriptors, in_use: InUse) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        user: User,
+        descriptors: Descriptors,
+        in_use: InUse,
+        settings: Sequence[tuple[Nic, Settings | None]] = (),
+    ) -> None:
+        """``settings``: what is known of each NIC's LAN."""
         self._guest = guest
+        self._settings = settings
         self._in_use = in_use
         self._user = user
         self._descriptors = descriptors
@@ -79,6 +93,7 @@ class Files:
         self.images: list[Image] = []
         self.kernel: int | None = None
         self.initrd: int | None = None
+        self.credentials: list[int] = []
         self.warnings: list[str] = []
         self.uses: list[Use] = []
 
@@ -112,6 +127,18 @@ class Files:
             self._at = guest.boot.initrd
             self.initrd = take(open_readable(guest.boot.initrd, "initrd", guest.memory))
         self.warnings += filter(None, [used.save()])
+        self.credentials += map(take, open_credentials(guest))
+        if guest.cloud_init:
+            self.images.append([Layer(take(self._open_seed(guest.cloud_init)), "raw")])
+
+    def _open_seed(self, cloud_init: CloudInit) -> int:
+        unknown = [nic.tap for nic, known in self._settings if not (known or nic.configure) and nic.addresses]
+        if unknown and cloud_init.network_config is None:
+            what = "cloud-init is told nothing of the network: the LAN is not known"
+            self.warnings.append(f"{what} for {', '.join(unknown)} (is the uplink there? Start the guest again then)")
+            self._settings = ()
+        servers = network_config(self._settings, resolvers())
+        return open_seed(self._guest, cloud_init, network_config(self._settings, ()), servers)
 
     def _claim(self, disk: Disk, layers: Sequence[Layer]) -> None:
         """QEMU's locks would refuse it as well, but cannot say whose it is. Raises ``StartFailed``."""

@@ -33,6 +33,7 @@ from kvmd.network.model import dhcp
 from kvmd.network.model.host import Link
 from kvmd.network.model.nicstatus import NOTICE, WARNING, NicStatus, assess, news, stranger
 from kvmd.network.model.plan import Plan, journeys, mended, narrowed, plan
+from kvmd.network.model.settings import Settings, settings
 from kvmd.network.model.survey import Survey
 from kvmd.network.model.things import Failure, LinkState, Proxy
 from kvmd.network.wire.presence import Presence
@@ -163,6 +164,11 @@ class Lan:
         """Of its LAN, in bytes; 0 while there is no uplink."""
         uplink = self._survey.uplink(nic)
         return uplink.mtu if uplink else 0
+
+    def settings(self, nic: Nic) -> Settings | None:
+        """What it has to be set up with inside, as far as the LAN is known."""
+        uplink = self._survey.uplink(nic)
+        return settings(nic, uplink, self._survey.host) if uplink else None
 
     async def check(self, nic: Nic) -> None:
         """As ``Presence.check``."""

@@ -11,6 +11,7 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     process     |   | QEMU spawned: its user, its descriptors, its pidfd |
     users       |   | a user of its own for each guest                   | process
     used        |   | the images a guest has used: none is made anew     | drives
+    seed        |   | cloud-init's seed, systemd's credentials           |
     images      |   | disk images: created, opened, none believed        | drives headers files process used
     qmp         |   | the few QMP commands and events                    |
 """

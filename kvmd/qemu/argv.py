@@ -38,10 +38,11 @@ class Handles:
 
     ``qmp_fd``, ``spare_qmp_fd``: listening unix sockets, one for the daemon and one for the stop helper.
     ``serial``: two FIFOs, this path with ``.in`` and ``.out`` behind it.
-    ``images``: of each disk and then of each CD its layers, the top one first and what backs it after. The top one
-    of a disk that is not read-only must be open for writing, all others read-only.
+    ``images``: of each disk, each CD and of cloud-init's seed its layers, the top one first and what backs it after.
+    The top one of a disk that is not read-only must be open for writing, all others read-only.
     ``kernel``, ``initrd``: QEMU opens these again through /proc/self/fd, so its user must be able to read the file;
     a copy in a memfd always is readable.
+    ``credentials``: SMBIOS strings, which QEMU opens again, too.
     ``boot_once``: boot from this kind of device first, until ``after_boot_once`` is set.
     """
 
@@ -53,6 +54,7 @@ class Handles:
     taps: Sequence[Tap] = ()
     kernel: int | None = None
     initrd: int | None = None
+    credentials: Sequence[int] = ()
     boot_once: BootDevice | None = None
     vsock: Vsock | None = None
 
@@ -129,6 +131,8 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
             "-device", f"vhost-vsock-pci,guest-cid={vsock.cid},vhostfd={vsock.fd}",
             "-smbios", f"type=11,value=io.systemd.credential:vmm.notify_socket=vsock-stream:2:{vsock.port}",
         ]  # fmt: skip
+    for fd in handles.credentials:
+        args += ["-smbios", f"type=11,path=/proc/self/fd/{fd}"]
     return [*args, *guest.qemu_args]
 
 

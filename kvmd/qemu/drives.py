@@ -81,7 +81,11 @@ def drive_args(guest: Guest, images: Sequence[Image], indexes: Mapping[str, int]
 
 
 def _plan_drives(guest: Guest, images: Sequence[Image]) -> list[_Drive]:
-    disks, cds = images[: len(guest.disks)], images[len(guest.disks) :]
+    disks, rest = images[: len(guest.disks)], images[len(guest.disks) :]
+    cds, seeds = rest[: len(guest.cdroms)], rest[len(guest.cdroms) :]
+    known = PROFILES[guest.profile].virtio  # the kernels of cloud images may have drivers for nothing else
+    kind: Literal["hd", "cd"] = "hd" if known else "cd"
+    bus = "virtio" if known else CD_BUS[guest.board]
     return [
         *(
             _Drive(f"disk{number}", "hd", disk.bus, disk.path, disk.readonly, image)
@@ -91,6 +95,7 @@ def _plan_drives(guest: Guest, images: Sequence[Image]) -> list[_Drive]:
             _Drive(f"cdrom{number}", "cd", CD_BUS[guest.board], cdrom.path, True, image)
             for number, (cdrom, image) in enumerate(zip(guest.cdroms, cds, strict=True))
         ),
+        *(_Drive("seed", kind, bus, Path("seed"), True, seed) for seed in seeds),
     ]
 
 

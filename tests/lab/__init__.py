@@ -12,7 +12,7 @@ host      Host: a container, up in half a second
 vm        VM: a whole machine with /dev/kvm, cgroup controllers and a real reboot
 """
 
-from . import guests, media, roots
+from . import guests, media, roots, vm
 from .host import Host
 from .lan import Lan, Neighbour
 from .machine import Entry, Failed, Machine, read_lines
@@ -34,4 +34,5 @@ __all__ = [
     "media",
     "read_lines",
     "roots",
+    "vm",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import guests
-from .roots import systems
+from .roots import cloud, systems
 from .store import built, command, key
 
 SYSTEM = 40 << 20  # bytes of the disk that is installed
@@ -80,6 +80,31 @@ def _isolinux(tree: Path, cmdline: str, boot: Mapping[str, Path]) -> None:
     (tree / "isolinux/isolinux.cfg").write_text(SYSLINUX.format(cmdline))
 
 
+def cloud_image() -> Path:
+    """A qcow2 image with Debian and cloud-init on its one partition; initrd and kernel are the VM's."""
+    tree = cloud()
+    return built("cloud-image", key(tree.name, Path(__file__).read_bytes()), lambda path: _cloud_image(tree, path))
+
+
+def _cloud_image(tree: Path, path: Path) -> None:
+    size = 768 << 20
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="cloud-image-") as raw:
+        raw.write(_partitioned(0x83, size))
+        raw.truncate(size)
+        raw.flush()
+        options = f"lazy_itable_init=1,lazy_journal_init=1,offset={START * 512}"
+        command("mkfs.ext4", "-q", "-F", "-E", options, "-d", tree, raw.name, f"{(size >> 10) - START // 2}k")
+        command("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw.name, path)
+
+
+def _partitioned(kind: int, size: int) -> bytes:
+    """All before the one partition of a disk of so many bytes."""
+    sectors = size // 512 - START
+    entry = bytes([0x80, 0, 0, 0, kind, 0, 0, 0]) + START.to_bytes(4, "little") + sectors.to_bytes(4, "little")
+    code = Path("/usr/lib/SYSLINUX/mbr.bin").read_bytes()
+    return (code.ljust(446, b"\0") + entry.ljust(64, b"\0") + b"\x55\xaa").ljust(START * 512, b"\0")
+
+
 def _system(image: Path, work: Path, boot: Mapping[str, Path]) -> None:
     (work / "installed.cfg").write_text(GRUB.format(INSTALLED))
     (work / "syslinux.cfg").write_text(SYSLINUX.format(INSTALLED))
@@ -92,11 +117,8 @@ def _system(image: Path, work: Path, boot: Mapping[str, Path]) -> None:
     partition = work / "partition"
     fat(partition, SYSTEM - START * 512, files)
     command("syslinux", "--install", partition)
-    sectors = SYSTEM // 512 - START
-    entry = bytes([0x80, 0, 0, 0, 0xEF, 0, 0, 0]) + START.to_bytes(4, "little") + sectors.to_bytes(4, "little")
-    mbr = (Path("/usr/lib/SYSLINUX/mbr.bin")).read_bytes().ljust(446, b"\0") + entry.ljust(64, b"\0") + b"\x55\xaa"
     with image.open("wb") as file:
-        file.write(mbr.ljust(START * 512, b"\0"))
+        file.write(_partitioned(0xEF, SYSTEM))
         file.write(partition.read_bytes())
 
 

@@ -116,6 +116,23 @@ def root(release: str, extra: str = "") -> Path:
     return built(kind, key(release, *packages, script), lambda path: _bootstrap(release, packages, script, path))
 
 
+# An image as people take it from the net: a system of its own, which is told by cloud-init who it is.
+CLOUD = ["systemd", "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "ifupdown", "cloud-init", "cloud-guest-utils"]
+CLOUD_CUSTOMIZE = (
+    CUSTOMIZE
+    + r"""
+rm -f "$root"/boot/initrd* "$root"/etc/network/interfaces.d/*
+echo 'datasource_list: [ NoCloud, None ]' > "$root/etc/cloud/cloud.cfg.d/90_dpkg.cfg"
+"""
+)
+
+
+def cloud() -> Path:
+    """The tree of such an image."""
+    hash_ = key(*CLOUD, CLOUD_CUSTOMIZE)
+    return built("cloud-root", hash_, lambda path: _bootstrap("bookworm", CLOUD, CLOUD_CUSTOMIZE, path))
+
+
 UNPACK = r"""
 set -e
 mkdir "$1/tmp/packages"

@@ -31,8 +31,12 @@ for module in virtio_pci virtio_blk ext4; do
     [ -e "/modules/$module" ] || continue
     while read -r file; do insmod "/lib/modules/$file.ko" 2>/dev/null; done <"/modules/$module"
 done
-until [ -b /dev/vda ]; do usleep 10000; done
-mount -t ext4 /dev/vda /root
+root=/dev/vda
+for word in $(cat /proc/cmdline); do
+    case $word in root=*) root=${word#root=} ;; esac
+done
+until [ -b "$root" ]; do usleep 10000; done
+mount -t ext4 "$root" /root
 umount /proc
 exec switch_root /root /sbin/init
 """

@@ -93,3 +93,59 @@ def test_debian_installer(guests: Guests) -> None:
     guests.wait("debian", "Select a language|Choose the language", since, timeout=150)
     guests.clear()
     guests.host.run("rm", f"{IMAGES}/debian.iso")
+
+
+CLOUD = """
+memory = "512M"
+[[disk]]
+path = "cloud.qcow2"
+base = "debian.qcow2"
+size = "2G"
+[[network]]
+address = ["192.0.2.44", "2001:db8:1::44"]
+[boot]
+kernel = "vmlinux"
+initrd = "root.img"
+cmdline = "console=ttyS0 quiet root=/dev/vda1 rw cryptomgr.notests init_on_alloc=0 mitigations=off"
+[credentials]
+greeting = "hello from the host"
+motd = "two\\nlines"
+[cloud_init]
+user_data = '''
+#cloud-config
+ssh_authorized_keys: [ssh-ed25519 AAAAC3Nza me@laptop]
+ssh_genkeytypes: []
+cloud_init_modules: [growpart, resizefs, set_hostname, users-groups, ssh]
+cloud_config_modules: [runcmd]
+cloud_final_modules: [scripts-user]
+runcmd:
+- |
+  exec >/dev/ttyS0
+  cd /run/credentials/@system
+  echo "cloud: $(hostname), $(cut -d" " -f3 /home/debian/.ssh/authorized_keys), $(cat greeting), $(tail -n1 motd)"
+  echo "cloud: root of $(($(df --output=size / | tail -n1) >> 10)) MiB"
+  echo "cloud: ready"
+'''
+"""
+
+
+def test_a_cloud_image_is_told_who_it_is(guests: Guests) -> None:
+    host = guests.host
+    put(host, lab.media.cloud_image(), "debian.qcow2")
+    put(host, lab.vm.initrd("bookworm"), "root.img")
+    guests.write("web", CLOUD)
+    since = host.cursor()
+    guests.start("web", ready=False)
+    command = host.run("sh", "-c", "tr '\\0' ' ' < /proc/$(cat /run/kvmd/web/pid)/cmdline").stdout
+    shown = host.run("busctl", "introspect", "org.kvmd1", guests.path("web")).stdout
+    assert "type=11,path=" in command
+    for secret in ("hello from", "AAAAC3Nza"):
+        assert secret not in command + shown
+    guests.wait("web", "^cloud: ready", since, timeout=400)
+    said = [entry["MESSAGE"] for entry in guests.serial("web") if entry["MESSAGE"].startswith("cloud: ")]
+    assert said[0] == "cloud: web, me@laptop, hello from the host, lines"
+    assert 1900 < int(said[1].split()[3]) < 2048
+    for address in ("192.0.2.44", "2001:db8:1::44"):
+        host.run("ping", "-n", "-c", "1", "-W", "5", address, netns="alice")
+    guests.clear()
+    host.run("rm", *(f"{IMAGES}/{name}" for name in ("debian.qcow2", "root.img", "cloud.qcow2")))

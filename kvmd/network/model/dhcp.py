@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 
 from kvmd.guest import Address, Nic
-from kvmd.network.model.host import Host, Interface, Link
+from kvmd.network.model.host import Host, HostRoute, Interface, Link
 from kvmd.network.model.plan import TAP_MTU_MAX, interfaces
 
 PROGRAM = "/usr/sbin/dnsmasq"
@@ -73,14 +73,11 @@ def terms(nic: Nic, uplink: Link, host: Host) -> Terms | None:
     told = tuple(interface for interface in interfaces(nic, uplink, host) if interface.version in families)
     if not (told and uplink.up and uplink.carrier):
         return None
-    defaults = sorted(
-        (route for route in host.routes if route.device == uplink.index and not route.prefix.prefixlen),
-        key=lambda route: route.metric,
-    )
+    defaults = _defaults(uplink, host)
     default4 = next((route for route in defaults if route.prefix.version == 4), None)
     router = None
     if default4 and isinstance(told[0], IPv4Interface):
-        four, router = _with_gateway(told[0], default4.gateway)
+        four, router = with_gateway(told[0], default4.gateway)
         told = (four, *told[1:])
     return Terms(
         nic.tap,
@@ -92,7 +89,20 @@ def terms(nic: Nic, uplink: Link, host: Host) -> Terms | None:
     )
 
 
-def _with_gateway(own: IPv4Interface, gateway: Address | None) -> tuple[IPv4Interface, IPv4Address]:
+def _defaults(uplink: Link, host: Host) -> list[HostRoute]:
+    found = (route for route in host.routes if route.device == uplink.index and not route.prefix.prefixlen)
+    return sorted(found, key=lambda route: route.metric)
+
+
+def default_gateways(uplink: Link, host: Host) -> tuple[Address | None, Address | None]:
+    """Of IPv4 and of IPv6, by ``uplink``."""
+    defaults = _defaults(uplink, host)
+    four = next((route.gateway for route in defaults if route.prefix.version == 4), None)
+    six = next((route.gateway for route in defaults if route.prefix.version == 6), None)
+    return four, six
+
+
+def with_gateway(own: IPv4Interface, gateway: Address | None) -> tuple[IPv4Interface, IPv4Address]:
     """The address with a prefix that holds a gateway: the host's if that is near, else any other address of it."""
     alone = own.network.prefixlen > LONGEST
     wider = [
