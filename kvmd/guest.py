@@ -151,6 +151,7 @@ class Guest:
     machine: str = "q35"
     cpu: str | None = None
     firmware: Literal["bios", "uefi"] = "bios"
+    secure_boot: bool = False
     profile: str = "linux"
     autostart: bool = False
     restart: Literal["no", "on-failure", "always"] = "no"
@@ -164,6 +165,7 @@ class Guest:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     cloud_init: CloudInit | None = None
+    tpm: bool = False
     qemu_args: tuple[str, ...] = ()
 
     @property
@@ -203,6 +205,11 @@ class Guest:
     def scope(self) -> str:
         """The transient scope that holds QEMU."""
         return f"kvmd-{self.name}.scope"
+
+    @property
+    def tpm_scope(self) -> str:
+        """The transient scope that holds swtpm: by a name that no guest's scope has."""
+        return f"kvtpm-{self.name}.scope"
 
 
 def board(machine: str) -> Board:

@@ -7,6 +7,7 @@ options                 what it was started with, once
 pid stop_timeout        for kvmd@NAME.service and its stop helper
 ready                   there once the guest has said so
 vsock                   its address (CID), and the port of the host to which its systemd says it
+tpm                     the user ID of its TPM, where it has one
 qmp qmp.spare           monitor sockets, of the daemon and of the stop helper
 serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
 *.spool                 what was taken from them, and perhaps not logged yet
@@ -36,8 +37,17 @@ def guests() -> list[str]:
 
 
 def user_ids(*, but: str) -> set[int]:
-    """Of the QEMUs of all guests that have a directory, which is their group's; ``but`` that of this one."""
-    return {(RUNTIME / name).stat().st_gid for name in guests() if name != but}
+    """Of all guests that have a directory, which is of QEMU's group, and of their TPMs; ``but`` those of this one."""
+    others = [RUNTIME / name for name in guests() if name != but]
+    return {other.stat().st_gid for other in others} | {uid for other in others if (uid := _tpm_user(other))}
+
+
+def _tpm_user(directory: Path) -> int:
+    """Or 0."""
+    try:
+        return int((directory / "tpm").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 class Runtime:

@@ -25,6 +25,11 @@ def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
     profile = PROFILES[values.get("profile") or "linux"]
     values["machine"] = values.get("machine") or profile.machine
     kind = board(values["machine"])
+    if kind == "microvm":
+        _drop(values, said, "firmware")
+        _drop(values["tpm"], said.get("tpm") or {}, "enabled")
+    if kind != "q35" or values.get("firmware") != "uefi":
+        _drop(values, said, "secure_boot")
     if "kernel" not in values["boot"]:
         _drop(values["boot"], said.get("boot") or {}, "initrd", "cmdline")
     for disk, own in zip(values["disk"], said.get("disk") or (), strict=True):
@@ -71,6 +76,15 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             yield ("serial", "screen"), "microvm has no screen", "remove it"
         elif values.get("firmware") == "uefi":
             yield ("serial", "screen"), "UEFI is on the serial port in any case", "remove it"
+    if kind == "microvm" and values.get("firmware") == "uefi":
+        yield ("firmware",), "microvm has no UEFI", 'write "bios", or set machine = "q35"'
+    if kind == "microvm" and values["tpm"].get("enabled"):
+        yield ("tpm", "enabled"), "microvm has no TPM", 'set machine = "q35"'
+    if values.get("secure_boot"):
+        if values.get("firmware") != "uefi":
+            yield ("secure_boot",), "Secure Boot is UEFI's", 'set firmware = "uefi"'
+        if kind != "q35":
+            yield ("secure_boot",), f"{machine} has not what Secure Boot needs, SMM", 'set machine = "q35"'
     drives: Counter[str] = Counter()
     for position, disk in enumerate(values["disk"]):
         path: KeyPath = ("disk", position)

@@ -164,6 +164,7 @@ def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:
         limits=_given(values["limits"]),
         credentials=_given(values["credentials"]),
         cloud_init=CloudInit(**_given(values["cloud_init"])) if values["cloud_init"] is not None else None,
+        tpm=values["tpm"].get("enabled") or False,
         qemu_args=values["qemu"].get("args") or (),
     )
 

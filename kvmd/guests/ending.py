@@ -21,6 +21,8 @@ REASONS = {
     OOM: "it was killed for lack of memory (its MemoryMax must exceed the guest's memory by some 100 MiB)",
 }
 
+LOST_TPM = "its TPM, swtpm, was killed or crashed, and QEMU ends when a guest without its TPM is reset"
+
 
 async def judge(systemd: Systemd, guest: Guest, last_word: str, timed_out: bool, adopted: bool) -> str:
     """The result. ``last_word``: of the last SHUTDOWN event (qapi/run-state.json); killed or crashed, QEMU sends none.

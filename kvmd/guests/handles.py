@@ -11,6 +11,7 @@ from typing import Literal
 from kvmd.errors import StartFailed
 from kvmd.guest import BootDevice, CloudInit, Disk, Guest, Nic
 from kvmd.guests.readiness import Readiness
+from kvmd.guests.tpm import Tpm
 from kvmd.network.dnsmasq import resolvers
 from kvmd.network.kernel import netlink
 from kvmd.network.lan import Lan
@@ -19,9 +20,12 @@ from kvmd.qemu import images
 from kvmd.qemu.argv import Handles, Tap, queues
 from kvmd.qemu.drives import Image, Layer
 from kvmd.qemu.files import open_file, open_readable
+from kvmd.qemu.firmware import Firmware
+from kvmd.qemu.nvram import open_firmware
 from kvmd.qemu.process import Descriptors, User
 from kvmd.qemu.seed import open_credentials, open_seed
-from kvmd.qemu.used import Used
+from kvmd.qemu.tpm import open_state
+from kvmd.qemu.used import STATE, Used
 from kvmd.runtime import Runtime
 
 PATIENCE = 5.0  # seconds
@@ -37,6 +41,7 @@ async def open_handles(
     runtime: Runtime,
     lan: Lan,
     readiness: Readiness,
+    tpm: Tpm,
     descriptors: Descriptors,
     undo: AsyncExitStack,
     say: Callable[[str], None],
@@ -51,8 +56,10 @@ async def open_handles(
     if guest.nics:
         await lan.begun()
     settings = [(nic, lan.settings(nic)) for nic in guest.nics]
-    files = Files(guest, user, descriptors, in_use, settings)
-    await files.open(say)
+    with Descriptors() as for_tpm:
+        files = Files(guest, user, descriptors, (tpm.user, for_tpm), in_use, settings)
+        await files.open(say)
+        stream = await tpm.start(for_tpm, descriptors, runtime.stderr, undo)
     return (
         files.warnings,
         files.uses,
@@ -68,32 +75,37 @@ async def open_handles(
             credentials=files.credentials,
             boot_once=boot_once,
             vsock=await readiness.offer_vsock(descriptors),
+            firmware=files.firmware,
+            tpm=stream,
         ),
     )
 
 
 class Files:
-    """A guest's images, its kernel and its initrd, opened in a thread: storage may take its time."""
+    """A guest's images, its firmware and its kernel, opened in a thread: storage may take its time."""
 
     def __init__(
         self,
         guest: Guest,
         user: User,
         descriptors: Descriptors,
+        tpm: tuple[User | None, Descriptors],
         in_use: InUse,
         settings: Sequence[tuple[Nic, Settings | None]] = (),
     ) -> None:
-        """``settings``: what is known of each NIC's LAN."""
+        """``tpm``: whose its state is to be, and what to put it into; ``settings``: what is known of each NIC's LAN."""
         self._guest = guest
         self._settings = settings
         self._in_use = in_use
         self._user = user
+        self._tpm_user, self._for_tpm = tpm
         self._descriptors = descriptors
         self._at = guest.file  # what the thread is at
         self.images: list[Image] = []
         self.kernel: int | None = None
         self.initrd: int | None = None
         self.credentials: list[int] = []
+        self.firmware: Firmware | None = None
         self.warnings: list[str] = []
         self.uses: list[Use] = []
 
@@ -120,12 +132,21 @@ class Files:
         for cdrom in guest.cdroms:
             self._at = cdrom.path
             self.images.append([Layer(take(open_file(cdrom.path, "CD image")), "raw")])
+        if guest.firmware == "uefi":
+            self._at = STATE / guest.name
+            self.firmware, lost = open_firmware(guest, self._descriptors, used)
+            self.warnings += filter(None, [lost])
         if guest.boot.kernel:
             self._at = guest.boot.kernel
             self.kernel = take(open_readable(guest.boot.kernel, "kernel", guest.memory))
         if guest.boot.initrd:
             self._at = guest.boot.initrd
             self.initrd = take(open_readable(guest.boot.initrd, "initrd", guest.memory))
+        if self._tpm_user:
+            self._at = STATE / guest.name
+            state, lost = open_state(guest, self._tpm_user, used)
+            self._for_tpm.take(state)
+            self.warnings += filter(None, [lost])
         self.warnings += filter(None, [used.save()])
         self.credentials += map(take, open_credentials(guest))
         if guest.cloud_init:

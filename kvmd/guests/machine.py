@@ -24,6 +24,7 @@ from kvmd.guests.nics import Nics
 from kvmd.guests.readiness import Readiness
 from kvmd.guests.stall import Stall
 from kvmd.guests.steering import Steering
+from kvmd.guests.tpm import Tpm
 from kvmd.network.dnsmasq import Dnsmasq
 from kvmd.network.lan import Lan
 from kvmd.qemu import users
@@ -97,6 +98,7 @@ class Machine:
         self._readiness = Readiness(guest, self._runtime, host.journal, changed)
         self.ready = self._readiness.ready
         self._nics = Nics(guest, host.lan, host.dnsmasq)
+        self._tpm = Tpm(guest, host.systemd, lambda: bool(self._end), self._say_tpm_lost)
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event, self._say_lost)
@@ -183,17 +185,18 @@ class Machine:
         if booted.lacks(options.boot):
             raise StartFailed(f"it has no {options.boot} to boot from")
         self.accelerator = accelerator = self._choose_accelerator(kvm)
-        user = users.choose(self.guest.name, runtime.user_ids(but=self.guest.name))
+        taken = runtime.user_ids(but=self.guest.name)
+        user = users.choose(self.guest.name, taken)
         if accelerator == "kvm" and kvm.group is not None:
             user = replace(user, groups=(kvm.group,))
-        stop_timeout = f"{self.guest.stop_timeout}\n".encode()
-        self._runtime.make({**self._snapshot, "stop_timeout": stop_timeout}, user.uid, user.gid)
+        notes = {"stop_timeout": f"{self.guest.stop_timeout}\n".encode(), **self._tpm.choose_user({*taken, user.uid})}
+        self._runtime.make({**self._snapshot, **notes}, user.uid, user.gid)
         streams = self._own_runtime(undo)
         self._runtime.write_options(options)
         users.publish(self.guest.name, user)
         streams.keep()
         with Descriptors() as descriptors:
-            host = (self._runtime, self._host.lan, self._readiness)
+            host = (self._runtime, self._host.lan, self._readiness, self._tpm)
             warnings, self.uses, handles = await open_handles(
                 booted, accelerator, user, *host, descriptors, undo, self._warn, in_use, options.boot
             )
@@ -204,6 +207,7 @@ class Machine:
             stderr = descriptors.take(self._runtime.stderr())
             process, release, give_up = await spawn(command, descriptors, user, stderr)
         self._own_process(undo, process)
+        self._tpm.watch(process)
         try:
             await self._host.systemd.start_transient(self.guest.scope, scope.properties(self.guest, process.pid))
         except BaseException as error:
@@ -242,6 +246,7 @@ class Machine:
         self._own_process(self._undo, process)
         self._undo.push_async_callback(self._qmp.close)
         self._nics.adopt(self._undo)
+        await self._tpm.adopt(process, self._undo)
         self.released.set()
         invocation = self._runtime.invocation()
         streams.follow(invocation, resume=True)
@@ -281,6 +286,10 @@ class Machine:
     def _say_lost(self, why: str) -> None:
         if self.pid:
             self._say(Event.FAILED, f"Guest {self.guest.name} cannot be steered: {why}", LOG_ERR)
+
+    def _say_tpm_lost(self) -> None:
+        what = f"Guest {self.guest.name} has lost its TPM: it runs on, but ends at its next reset"
+        self._say(Event.TPM, f"{what} (systemctl restart kvmd@{self.guest.name})", LOG_WARNING)
 
     def _choose_accelerator(self, kvm: Kvm) -> Literal["kvm", "tcg"]:
         if self.guest.accelerator == "tcg":
@@ -399,7 +408,8 @@ class Machine:
             reason = f": {self.failure}" if self.failure else ""
             self._say(event, f"Guest {self.guest.name} is off ({result}){reason}")
         else:
-            self._say(ending.EVENTS[result], f"Guest {self.guest.name} failed: {ending.REASONS[result]}", LOG_ERR)
+            reason = ending.LOST_TPM if result == ending.CRASH and self._tpm.lost else ending.REASONS[result]
+            self._say(ending.EVENTS[result], f"Guest {self.guest.name} failed: {reason}", LOG_ERR)
         self._close(State.STOPPED if result in ending.ASKED_FOR else State.FAILED, result)
 
     def _close(self, state: State, result: str) -> None:

@@ -4,7 +4,8 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
 
     room        |   | what lives there                                   | imports
     drives      | * | disks and CDs as QEMU's arguments                  |
-    argv        | * | guest → QEMU's arguments                           | drives
+    firmware    | * | UEFI firmware and TPM as QEMU's arguments          |
+    argv        | * | guest → QEMU's arguments                           | drives firmware
     accelerator |   | KVM or not, and why not                            |
     headers     | * | what an image's header names, and says of itself   |
     files       |   | opened by root: no stranger's link, nothing blocks |
@@ -12,6 +13,8 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     users       |   | a user of its own for each guest                   | process
     used        |   | the images a guest has used: none is made anew     | drives
     seed        |   | cloud-init's seed, systemd's credentials           |
+    nvram       |   | UEFI's code, and variables of the guest's own      | files firmware process used
+    tpm         |   | swtpm: its arguments, and its state                | process used
     images      |   | disk images: created, opened, none believed        | drives headers files process used
     qmp         |   | the few QMP commands and events                    |
 """

@@ -10,6 +10,7 @@ from typing import Literal
 from kvmd.guest import BootDevice, Guest, Nic
 from kvmd.profile import PROFILES, Profile
 from kvmd.qemu.drives import Image, bootindex, drive_args
+from kvmd.qemu.firmware import Firmware, firmware_args, tpm_args
 
 MAX_QUEUES = 8  # of a NIC: each costs memory, interrupts and a vhost thread
 
@@ -43,6 +44,7 @@ class Handles:
     ``kernel``, ``initrd``: QEMU opens these again through /proc/self/fd, so its user must be able to read the file;
     a copy in a memfd always is readable.
     ``credentials``: SMBIOS strings, which QEMU opens again, too.
+    ``firmware``: where it is not QEMU's own BIOS. ``tpm``: a stream to swtpm's control channel.
     ``boot_once``: boot from this kind of device first, until ``after_boot_once`` is set.
     """
 
@@ -57,6 +59,8 @@ class Handles:
     credentials: Sequence[int] = ()
     boot_once: BootDevice | None = None
     vsock: Vsock | None = None
+    firmware: Firmware | None = None
+    tpm: int | None = None
 
 
 def argv(guest: Guest, handles: Handles) -> list[str]:
@@ -95,6 +99,11 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
         "-serial", "chardev:serial0",
     ]  # fmt: skip
 
+    if handles.firmware:
+        args += firmware_args(guest, handles.firmware)
+    if handles.tpm is not None:
+        args += tpm_args(handles.tpm)
+
     if kernel is not None:
         args += ["-kernel", f"/proc/self/fd/{kernel}"]
         if handles.initrd is not None:
@@ -107,7 +116,8 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
         args += ["-global", f"{'ICH9-LPC' if guest.board == 'q35' else 'PIIX4_PM'}.disable_s3=1"]
     if profile.virtio and not microvm:
         args += ["-device", "pvpanic-pci"]
-    if profile.virtio:
+    booted = {*guest.boot.order, handles.boot_once}
+    if profile.virtio or (handles.firmware and "network" in booted):  # OVMF of 2025 does that only with it
         args += ["-device", f"virtio-rng-{virtio}"]
     if profile.tablet and not microvm:
         args += [

@@ -1,7 +1,8 @@
 """The images that a guest has used, in /var/lib/kvmd/NAME/disks: none of them is ever made anew, blank, in its place.
 
 An image that is missing may be on storage that is not mounted. And what lies below an overlay must stay what it was:
-the overlay is nothing but the difference to it. All of it blocks as long as the storage takes: it is for a thread.
+the overlay is nothing but the difference to it. NVRAM and TPM are noted there, too: these are made anew, but not in
+silence. All of it blocks as long as the storage takes: it is for a thread.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ class Used:
         if before == below:
             return ""
         return f"what lies below the disk image {disk.path} is not what it was: the guest's data may be damaged by it"
+
+    def before(self, state: Path) -> bool:
+        """Whether the guest has had this file or directory of its own."""
+        return str(state) in self._disks
+
+    def note_state(self, state: Path) -> None:
+        """It has it from now on."""
+        self._disks[str(state)] = {"storage": _storage(state)}
 
     def save(self) -> str:
         """Returns why it could not be written, in one sentence, or ""."""

@@ -30,6 +30,20 @@ def properties(guest: Guest, pid: int) -> list[tuple[str, str, object]]:
     ]
 
 
+def tpm_properties(guest: Guest, pid: int) -> list[tuple[str, str, object]]:
+    """As ``properties``, for the guest's TPM: at host shutdown it ends after QEMU, which ends it."""
+    return [
+        ("Description", "s", f"TPM of guest {guest.name}"),
+        ("Slice", "s", "machine.slice"),
+        ("PIDs", "au", [pid]),
+        ("After", "as", ["kvmd-guests.target"]),
+        ("Before", "as", [guest.scope, guest.unit]),
+        ("RefuseManualStop", "b", True),
+        ("TimeoutStopUSec", "t", round(STOP_MARGIN * 1_000_000)),
+        ("CollectMode", "s", "inactive-or-failed"),
+    ]
+
+
 def changed_limits(guest: Guest) -> list[tuple[str, str, object]]:
     """What SetUnitProperties is told. To a list systemd adds; an empty one clears it."""
     return [

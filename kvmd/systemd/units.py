@@ -235,8 +235,12 @@ class Systemd:
                 await self.settled(scope)
 
     async def _has_processes(self, unit: str) -> bool:
+        return bool(await self.processes(unit))
+
+    async def processes(self, unit: str) -> list[int]:
+        """The process IDs of what runs in it. Raises ``BusError``, also where there is no such unit."""
         (processes,) = await self._call(MANAGER, "GetUnitProcesses", "s", unit)
-        return bool(processes)
+        return [pid for _, pid, _ in processes]
 
     async def units(self, state: str, pattern: str) -> list[str]:
         """Names of the units in this ActiveState that match ``pattern``."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 AIM = json.loads(Path("/usr/local/lib/attempts.json").read_text())
-PID, TAP, UID = AIM["pid"], AIM["tap"], AIM["uid"]
+PID, TAP, UID, TPM = AIM["pid"], AIM["tap"], AIM["uid"], AIM["tpm"]
 LIBC = ctypes.CDLL(None, use_errno=True)
 TUNSETIFF, IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 2, 0x100, 0x1000, 0x4000
 PTRACE, PTRACE_ATTACH, PIDFD_GETFD, PROCESS_VM_READV = 101, 16, 438, 310
@@ -64,6 +64,8 @@ def take_descriptor(number: int) -> None:
 files = ["/var/lib/kvmd/images/vault.qcow2", "/var/lib/kvmd/images/public.raw", "/srv/secret-kernel"]
 files += [f"/run/kvmd/vault/{name}" for name in ("serial.in", "serial.out", "qemu.out", "serial.spool", "guest.toml")]
 files += ["/etc/kvmd/vault.toml", "/etc/shadow", "/run/kvmd/vault"]
+files += [f"/var/lib/kvmd/{name}/tpm{file}" for name in ("vault", "thief") for file in ("", "/tpm2-00.permall")]
+files += ["/var/lib/kvmd/vault/nvram.fd", "/var/lib/kvmd/thief/nvram.fd", f"/proc/{TPM}/mem", f"/proc/{TPM}/fd/66"]
 files += [f"/proc/{PID}/{name}" for name in ("mem", "maps", "environ", "cmdline", "fd")]
 files += [f"/proc/{PID}/fd/{number}" for number in (*range(8), *range(64, 84))]
 for path in files:
@@ -76,6 +78,7 @@ for path in ("/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"):
     attempt(f"connect to {path}", lambda path=path: connect(path))
 for number in (0, 9, 19):
     attempt(f"signal {number}", lambda number=number: os.kill(PID, number))
+    attempt(f"signal {number} to a TPM", lambda number=number: os.kill(TPM, number))
 attempt("trace", lambda: call(PTRACE, PTRACE_ATTACH, PID, 0, 0))
 attempt("read its memory", peek)
 for number in (3, 64, 65, 66, 70):

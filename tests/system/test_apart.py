@@ -38,19 +38,21 @@ def test_a_qemu_reaches_nothing_of_another(guests: Guests) -> None:
     host.run("truncate", "-s", "1M", "/var/lib/kvmd/images/public.raw")
     host.run("chmod", "644", "/var/lib/kvmd/images/public.raw")
     disks = '[[disk]]\npath = "vault.qcow2"\nsize = "1M"\n[[disk]]\npath = "public.raw"\nformat = "raw"\n'
-    guests.linux("vault", last=50, top="cpus = 2", extra=disks)
+    own = "[tpm]\nenabled = true\n"
+    guests.linux("vault", last=50, top="cpus = 2", extra=disks + own)
     text = host.read("/etc/kvmd/vault.toml").replace('kernel = "vmlinux"', 'kernel = "/srv/secret-kernel"')
     guests.write("vault", text)
     host.run("chmod", "600", "/etc/kvmd/vault.toml")
     guests.start("vault")
 
-    aim = {"pid": guests.get("vault", "PID"), "tap": "kv-vault", "uid": user_of(guests, "vault")}
+    tpm = int(host.read("/sys/fs/cgroup/machine.slice/kvtpm-vault.scope/cgroup.procs"))
+    aim = {"pid": guests.get("vault", "PID"), "tap": "kv-vault", "uid": user_of(guests, "vault"), "tpm": tpm}
     host.write("/usr/local/lib/attempts.json", json.dumps(aim))
     host.run("mv", QEMU, f"{QEMU}.real")
     host.run("cp", "/usr/local/lib/attempts.py", QEMU)
     try:
-        guests.linux("thief")
-        guests.start("thief")
+        guests.linux("thief", top='firmware = "uefi"', extra=own)
+        guests.start("thief", ready=False)
     finally:
         host.run("mv", f"{QEMU}.real", QEMU)
     host.wait_journal("KVMD_GUEST=thief", "KVMD_STREAM=qemu", message="^attempts: done")

@@ -208,7 +208,7 @@ def test_defaults_of_one_guest_are_refused() -> None:
         description = "x"
         autostart = true
         uuid = "7a1e5c8e-7e4b-4c8a-9b0c-0e6c8c1e2f3a"
-        firmware = "uefi"
+        secure_boot = "yes"
         [disk]
         path = "a"
         bus = "usb"
@@ -228,7 +228,7 @@ def test_defaults_of_one_guest_are_refused() -> None:
         (1, "description"),
         (2, "autostart"),
         (3, "uuid"),
-        (4, "firmware"),
+        (4, "secure_boot"),
         (6, "disk.path"),
         (7, "disk.bus"),
         (9, "network.address"),

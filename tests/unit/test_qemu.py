@@ -30,6 +30,7 @@ from kvmd.qemu import argv as qemu
 from kvmd.qemu import images
 from kvmd.qemu.argv import Handles, Tap
 from kvmd.qemu.drives import Layer
+from kvmd.qemu.firmware import Firmware
 from kvmd.qemu.process import Descriptors
 
 GUEST = Guest("web", Path("/etc/kvmd/web.toml"), UUID(int=1), memory=64 << 20)
@@ -108,6 +109,41 @@ def test_boot_order() -> None:
     assert qemu.after_boot_once(guest, "network") == {"nic0": -1}
     guest = replace(guest, boot=Boot(order=("network", "disk")))
     assert qemu.boot_indexes(guest) == {"nic0": 1, "disk0": 2, "disk1": 3}
+
+
+def test_firmware_is_two_flash_chips() -> None:
+    guest = replace(GUEST, firmware="uefi")
+    argv = qemu.argv(guest, replace(HANDLES, firmware=Firmware(code=7, nvram=8)))
+    assert values(argv, "-add-fd") == ["set=3000000,fd=7", "set=3000001,fd=8"]
+    assert {name: node["read-only"] for name, node in nodes(argv).items()} == {
+        "code-file": True,
+        "code": True,
+        "nvram-file": False,
+        "nvram": False,
+    }
+    assert values(argv, "-machine")[1:] == ["pflash0=code,pflash1=nvram"]
+    assert values(argv, "-global") == []
+    argv = qemu.argv(replace(guest, secure_boot=True), replace(HANDLES, firmware=Firmware(code=7, nvram=8)))
+    assert values(argv, "-machine")[1:] == ["pflash0=code,pflash1=nvram,smm=on"]
+    assert values(argv, "-global") == ["driver=cfi.pflash01,property=secure,value=on"]
+
+
+def test_tpm() -> None:
+    argv = qemu.argv(GUEST, replace(HANDLES, tpm=9))
+    assert "socket,id=tpm0,fd=9" in values(argv, "-chardev")
+    assert values(argv, "-tpmdev") == ["emulator,id=tpm0,chardev=tpm0"]
+
+
+def test_uefi_boots_from_the_network_with_random_numbers() -> None:
+    """Which no other profile than those of virtio gives it."""
+    guest = replace(GUEST, firmware="uefi", profile="windows", nics=(NIC,))
+    handles = replace(HANDLES, taps=[Tap((9,))], firmware=Firmware(code=7, nvram=8))
+    assert "virtio-rng-pci" not in values(qemu.argv(guest, handles), "-device")
+    for argv in (
+        qemu.argv(guest, replace(handles, boot_once="network")),
+        qemu.argv(replace(guest, boot=Boot(order=("network",))), handles),
+    ):
+        assert "virtio-rng-pci" in values(argv, "-device")
 
 
 def test_network_boot_needs_the_option_rom() -> None:
