@@ -28,7 +28,7 @@ def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
     if kind == "microvm":
         _drop(values, said, "firmware")
         _drop(values["tpm"], said.get("tpm") or {}, "enabled")
-    if kind != "q35" or values.get("firmware") != "uefi":
+    if kind != "q35" or values.get("firmware") != "uefi" or "kernel" in values["boot"]:
         _drop(values, said, "secure_boot")
     if "kernel" not in values["boot"]:
         _drop(values["boot"], said.get("boot") or {}, "initrd", "cmdline")
@@ -85,6 +85,9 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
             yield ("secure_boot",), "Secure Boot is UEFI's", 'set firmware = "uefi"'
         if kind != "q35":
             yield ("secure_boot",), f"{machine} has not what Secure Boot needs, SMM", 'set machine = "q35"'
+        if "kernel" in values["boot"]:
+            hint = "remove boot.kernel, and let the boot loader on a disk start it"
+            yield ("secure_boot",), "a kernel that does not come from a signed boot loader is not started", hint
     drives: Counter[str] = Counter()
     for position, disk in enumerate(values["disk"]):
         path: KeyPath = ("disk", position)

@@ -66,8 +66,12 @@ class Tpm:
         """Take over the one that an earlier daemon started."""
         if not self._guest.tpm:
             return
-        with contextlib.suppress(BusError, ProcessLookupError):
-            for pid in await self._systemd.processes(self._guest.tpm_scope):
+        try:
+            pids = await self._systemd.processes(self._guest.tpm_scope)
+        except BusError:  # systemd does not answer: nobody knows, and nobody is told
+            return
+        with contextlib.suppress(ProcessLookupError):
+            for pid in pids[:1]:
                 self._own(undo, Process(pid))
         self.watch(qemu)
 

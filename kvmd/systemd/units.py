@@ -238,9 +238,11 @@ class Systemd:
         return bool(await self.processes(unit))
 
     async def processes(self, unit: str) -> list[int]:
-        """The process IDs of what runs in it. Raises ``BusError``, also where there is no such unit."""
-        (processes,) = await self._call(MANAGER, "GetUnitProcesses", "s", unit)
-        return [pid for _, pid, _ in processes]
+        """The process IDs of what runs in it; none where there is no such unit. Raises ``BusError``."""
+        with _gone_is_no_error():
+            (processes,) = await self._call(MANAGER, "GetUnitProcesses", "s", unit)
+            return [pid for _, pid, _ in processes]
+        return []
 
     async def units(self, state: str, pattern: str) -> list[str]:
         """Names of the units in this ActiveState that match ``pattern``."""

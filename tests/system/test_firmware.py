@@ -35,7 +35,8 @@ def type_efi(guests: Guests, name: str, line: str, answer: str) -> lab.Entry:
 def start_shell(guests: Guests, name: str) -> None:
     since = guests.host.cursor()
     guests.start(name, ready=False)
-    guests.wait(name, SHELL, since, timeout=90)
+    guests.wait(name, "Press ESC in", since, timeout=90)
+    type_efi(guests, name, "", SHELL)
 
 
 def medium(guests: Guests, tmp_path: Path, name: str, files: dict[str, Path | str]) -> None:
