@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+import socket
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ class QmpError(KvmdError):
     """QEMU refused a command, does not answer, or the monitor is gone."""
 
 
+class QmpRefused(QmpError):
+    """QEMU took the command, and said no."""
+
+
 class Qmp:
     """One monitor connection. QEMU reads it byte by byte: keep commands short and few."""
 
@@ -39,6 +45,7 @@ class Qmp:
         self._lost = lost
         self._answers: dict[int, asyncio.Future[Any]] = {}  # by the command's id, until QEMU answers
         self._id = 0
+        self._socket: socket.socket | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = "QEMU's monitor is closed"
@@ -49,7 +56,9 @@ class Qmp:
         The socket listens before QEMU runs, so connecting never waits and the greeting means that QEMU is up.
         """
         try:
-            reader, self._writer = await asyncio.open_unix_connection(str(path), limit=LONGEST)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            await asyncio.get_running_loop().sock_connect(self._socket, str(path))
+            reader, self._writer = await asyncio.open_unix_connection(sock=self._socket, limit=LONGEST)
             if not await reader.readline():
                 raise QmpError("QEMU closed its monitor before greeting")
         except OSError as error:
@@ -98,14 +107,21 @@ class Qmp:
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """Run one command; its return value. Raises ``QmpError``."""
-        if self._writer is None or self._closed:
+        return await self._execute(command, arguments, ())
+
+    async def execute_with(self, fd: int, command: str, **arguments: object) -> Any:
+        """As ``execute``, of a command that takes a descriptor: add-fd, getfd. The caller keeps ``fd``."""
+        return await self._execute(command, arguments, (fd,))
+
+    async def _execute(self, command: str, arguments: Mapping[str, object], fds: Sequence[int]) -> Any:
+        if self._socket is None or self._closed:
             raise QmpError(self._closed)
         if len(self._answers) >= UNANSWERED:
             raise QmpError(f"QEMU has not answered the last {UNANSWERED} commands")
         self._id += 1
         request = {"execute": command, "id": self._id, **({"arguments": arguments} if arguments else {})}
+        self._send(json.dumps(request, separators=(",", ":")).encode() + b"\n", fds)
         answer = self._answers[self._id] = asyncio.get_running_loop().create_future()
-        self._writer.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")
         try:
             async with asyncio.timeout(PATIENCE):
                 reply = await answer
@@ -115,8 +131,23 @@ class Qmp:
             case {"return": value}:
                 return value
             case {"error": {"desc": str(reason)}}:
-                raise QmpError(f"QEMU refused {command}: {_readable(reason)}")
-        raise QmpError(f"QEMU refused {command}: no reason given")
+                raise QmpRefused(f"QEMU refused {command}: {_readable(reason)}")
+        raise QmpRefused(f"QEMU refused {command}: no reason given")
+
+    def _send(self, line: bytes, fds: Sequence[int]) -> None:
+        """At once: so few short commands always fit, and descriptors (SCM_RIGHTS) come with their command's bytes."""
+        assert self._socket is not None
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        try:
+            sent = self._socket.sendmsg([line], ancillary)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise QmpError("QEMU closed its monitor") from error
+        if sent < len(line):
+            if sent and self._writer:
+                self._writer.transport.abort()  # with half a command before it none would be understood
+            raise QmpError("QEMU does not read its monitor")
 
     async def query(self, command: str, key: str) -> object:
         """What a command returns under this key. Raises ``QmpError``."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -100,6 +102,52 @@ async def test_answers_and_events_find_their_way(tmp_path: Path) -> None:
         with pytest.raises(QmpError, match="answer to three has no enabled"):
             await talk.qmp.query("three", "enabled")
         assert talk.lost == []
+
+
+async def test_a_descriptor_comes_with_its_command(tmp_path: Path) -> None:
+    """And not one byte before or after, whatever is said around it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen()
+        monitor = Qmp(lambda event, data: None, lambda why: None)
+
+        def serve() -> list[tuple[str, list[tuple[bytes, int]]]]:
+            seen: list[tuple[str, list[tuple[bytes, int]]]] = []
+            with listener.accept()[0] as end:
+                end.sendall(GREETING)
+                for _ in range(4):
+                    line = b""
+                    fds: list[tuple[int, int]] = []
+                    while not line.endswith(b"\n"):  # as QEMU does
+                        byte, some, _flags, _address = socket.recv_fds(end, 1, 4)
+                        line, fds = line + byte, fds + [(fd, len(line)) for fd in some]
+                    seen.append((json.loads(line)["execute"], [(os.read(fd, 9), at) for fd, at in fds]))
+                    for fd, _at in fds:
+                        os.close(fd)
+                    end.sendall(well(json.loads(line)))
+            return seen
+
+        serving = asyncio.create_task(asyncio.to_thread(serve))
+        await monitor.connect(tmp_path / "qmp")
+        fds = []
+        for word in (b"one", b"two"):
+            fds.append(os.memfd_create("x"))
+            os.write(fds[-1], word)
+            os.lseek(fds[-1], 0, os.SEEK_SET)
+        await asyncio.gather(
+            monitor.execute_with(fds[0], "add-fd", **{"fdset-id": 1}),
+            monitor.execute("query-status"),
+            monitor.execute_with(fds[1], "getfd", fdname="x"),
+        )
+        assert await serving == [
+            ("qmp_capabilities", []),
+            ("add-fd", [(b"one", 0)]),
+            ("query-status", []),
+            ("getfd", [(b"two", 0)]),
+        ]
+        for fd in fds:
+            os.close(fd)
+        await monitor.close()
 
 
 @pytest.mark.parametrize(
