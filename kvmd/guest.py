@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 Address = IPv4Address | IPv6Address
@@ -59,9 +59,9 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Cdrom:
-    """``[[cdrom]]``: an ISO image, absolute path."""
+    """``[[cdrom]]``: an ISO image, absolute path; None is an empty drive."""
 
-    path: Path
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,25 @@ class Vsock:
 
     ready: bool = False
     ready_timeout: float = 300.0
+
+
+class Endpoint(NamedTuple):
+    """An IP address and a TCP port."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.address if self.address.version == 4 else f'[{self.address}]'}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """``[display]``: VNC, at a socket of root's and at ``address``; a kernel loaded by QEMU needs it for a screen."""
+
+    vnc: bool = False
+    address: Endpoint | None = None
+    password_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,7 @@ class Guest:
     nics: tuple[Nic, ...] = ()
     serial: Serial = field(default_factory=Serial)
     vsock: Vsock = field(default_factory=Vsock)
+    display: Display = field(default_factory=Display)
     limits: Mapping[str, Limit] = field(default_factory=dict)
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     cloud_init: CloudInit | None = None

@@ -4,11 +4,13 @@ guest.toml kvmd.conf    the files as they were when the guest was started
 qemu.pid                QEMU's process ID, once the guest goes on whatever becomes of the daemon
 images                  which files it uses as disks
 options                 what it was started with, once
+media                   what is in its CD drives
 pid stop_timeout        for kvmd@NAME.service and its stop helper
 ready                   there once the guest has said so
 vsock                   its address (CID), and the port of the host to which its systemd says it
 tpm                     the user ID of its TPM, where it has one
 qmp qmp.spare           monitor sockets, of the daemon and of the stop helper
+vnc                     the daemon's socket for viewers of its screen
 serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
 *.spool                 what was taken from them, and perhaps not logged yet
 """
@@ -82,14 +84,15 @@ class Runtime:
             except OSError as error:
                 raise StartFailed(f"cannot write {self.path / name}: {error.strerror}") from error
 
-    def listen(self, name: str) -> int:
-        """A monitor socket for QEMU to accept on; only root can connect."""
+    def listen(self, name: str, backlog: int = 1) -> int:
+        """A socket, to which only root can connect: a monitor for QEMU to accept on, or one of the daemon's."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
             try:
+                (self.path / name).unlink(missing_ok=True)  # an earlier daemon's
                 listener.bind(str(self.path / name))
             except OSError as error:
                 raise StartFailed(f"cannot make the socket {self.path / name}: {error.strerror}") from error
-            listener.listen(1)
+            listener.listen(backlog)
             return listener.detach()
 
     def stderr(self) -> int:
@@ -137,6 +140,24 @@ class Runtime:
             return StartOptions(said["boot"], Path(said["cdrom"]) if said["cdrom"] else None)
         except (OSError, ValueError, TypeError, KeyError):
             return AS_ALWAYS
+
+    def write_media(self, about: Mapping[str, tuple[int | None, Mapping[int, tuple[str, int, int]]]]) -> None:
+        """Of each CD drive: which of its media is in it, and these by number: path, device and inode."""
+        self.write({"media": json.dumps(about).encode()})
+
+    def media(self) -> dict[str, tuple[int | None, dict[int, tuple[str, int, int]]]]:
+        """What ``write_media`` wrote."""
+        try:
+            about = json.loads((self.path / "media").read_text())
+            return {
+                str(drive): (
+                    None if holds is None else int(holds),
+                    {int(turn): (str(path), int(device), int(inode)) for turn, (path, device, inode) in media.items()},
+                )
+                for drive, (holds, media) in about.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError):  # started by a version that did not write it
+            return {}
 
     def note_ready(self) -> None:
         with contextlib.suppress(OSError):

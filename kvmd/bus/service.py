@@ -28,6 +28,9 @@ LONGEST_SENTENCE = 1 << 14  # characters: every problem of a file that is all wr
 
 # Whoever may talk to the bus may read; every other method asks who is calling.
 OPEN = {"GetGuest", "GetGuestByPID", "ListGuests"}
+# They are told who calls, too: a file that is named here is opened with no more rights than that user's.
+AS_CALLER = {"InsertMedia"}
+LOOK_AND_TYPE = {"OpenConsole", "ReadLog", "OpenDisplay", "Screenshot"}
 
 
 class ProtocolError(KvmdError):
@@ -133,6 +136,21 @@ class GuestObject:
     async def OpenConsole(self) -> int:
         return self._manager.running(self._name).open_console()
 
+    async def OpenDisplay(self) -> int:
+        return await self._manager.running(self._name).steering.screen.open()
+
+    async def Screenshot(self) -> int:
+        return await self._manager.running(self._name).steering.screen.shoot()
+
+    async def InsertMedia(self, device: str, path: str, uid: int) -> None:
+        await self._manager.insert_media(self._name, device, path, uid)
+
+    async def EjectMedia(self, device: str) -> None:
+        await self._manager.eject_media(self._name, device)
+
+    async def ForceEjectMedia(self, device: str) -> None:
+        await self._manager.eject_media(self._name, device, force=True)
+
     async def ReadLog(self, lines: int) -> list[str]:
         return await self._manager.read_log(self._name, lines)
 
@@ -205,11 +223,11 @@ class Service:
             if acts:
                 interface, exported = self._objects[call.path]
                 self._find(interface, call)
-                action = CONSOLE if call.member in ("OpenConsole", "ReadLog") else MANAGE
+                action = CONSOLE if call.member in LOOK_AND_TYPE else MANAGE
                 await self._polkit.authorise(call, uid, action, exported.concerns(self._body(call)))
             at_once = uid == 0 or (acts and call.member != "ReadLog")
             async with contextlib.nullcontext() if at_once else self._callers.turn(uid):
-                await self._reply(call, *await self._run(call))
+                await self._reply(call, *await self._run(call, uid))
         except KvmdError as error:
             self._refuse(call, error.name if isinstance(error, BusError) else error.dbus_name, str(error))
         except Exception as error:  # noqa: BLE001 - a defect of ours: a line for us, a sentence for the caller
@@ -247,7 +265,7 @@ class Service:
         interface, _exported = self._objects[call.path]
         return call.interface in ("", interface.name) and call.member in interface.methods
 
-    async def _run(self, call: Incoming) -> tuple[str, list[Any]]:
+    async def _run(self, call: Incoming, uid: int) -> tuple[str, list[Any]]:
         if call.member == "Introspect" and call.interface in ("", STANDARD + "Introspectable"):
             return "s", [self._introspect(call.path)]
         if call.interface == STANDARD + "Peer":
@@ -265,7 +283,8 @@ class Service:
         if call.interface not in ("", interface.name):
             raise ProtocolError("UnknownInterface", f"{call.path} has no interface {call.interface}")
         signature = self._find(interface, call)
-        result = await getattr(exported, call.member)(*self._body(call))
+        who = [uid] if call.member in AS_CALLER else []
+        result = await getattr(exported, call.member)(*self._body(call), *who)
         return signature, [] if signature == "" else [result]
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvmd.config.toml_lines import KeyPath, show
 from kvmd.config.values import either
-from kvmd.guest import BACKED_FORMATS, BOARD_BUSES, CD_BUS, board
+from kvmd.guest import BACKED_FORMATS, BOARD_BUSES, CD_BUS, Board, board
 from kvmd.profile import PROFILES
 
 Values = Mapping[str, Any]
@@ -53,6 +53,13 @@ def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
         _drop(values["serial"], serial, "screen")
     if serial.get("ready") or kind == "microvm":
         _drop(values["vsock"], vsock, "ready")
+    display = said.get("display") or {}
+    if kind == "microvm":
+        _drop(values["display"], display, "vnc")
+    if not values["display"].get("vnc"):
+        _drop(values["display"], display, "address", "password_file")
+    if not values["display"].get("address"):
+        _drop(values["display"], display, "password_file")
     return values
 
 
@@ -135,6 +142,7 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
     if values["credentials"] and kind == "microvm":
         yield ("credentials",), "microvm has no SMBIOS to hand them over", "remove them"
 
+    yield from _display(values["display"], kind)
     if values["vsock"].get("ready"):
         if values["serial"].get("ready"):
             yield ("vsock", "ready"), "serial.ready is set, too", "a guest says it in one way: remove one of them"
@@ -170,3 +178,16 @@ def doubts(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
         )
     if name == "legacy" and values.get("firmware") == "uefi":
         yield ("firmware",), "a system of old boots by BIOS", 'set firmware = "bios"'
+
+
+def _display(display: Values, kind: Board) -> Iterator[tuple[KeyPath, str, str]]:
+    vnc, address = display.get("vnc"), display.get("address")
+    if vnc and kind == "microvm":
+        yield ("display", "vnc"), "microvm has no screen", "remove it"
+    if address and not vnc:
+        yield ("display", "address"), "there is no screen to be shown there", "set vnc = true, or remove it"
+    if address and not address.address.is_loopback and "password_file" not in display:
+        what = f"{address} would show the screen to the network, and let everybody type"
+        yield ("display", "address"), what, 'set password_file, or an address of the host itself: "127.0.0.1:5901"'
+    if display.get("password_file") and "address" not in display:
+        yield ("display", "password_file"), "there is no address to guard", "set address, or remove it"

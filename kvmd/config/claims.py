@@ -52,6 +52,11 @@ class _Claim:
     def key(self) -> str:
         return str(self.path[-1])
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether it is a network, which others may lie in."""
+        return self.path[0] == "network" and self.key in ("address", "route")
+
 
 def _claims(file: GuestFile) -> Iterator[_Claim]:
     guest = file.guest
@@ -62,7 +67,10 @@ def _claims(file: GuestFile) -> Iterator[_Claim]:
             yield _Claim(file, ("disk", position, "base"), disk.base, shared=True)
         yield from (_Claim(file, ("disk", position, "backing"), below, shared=True) for below in disk.backing)
     for position, cdrom in enumerate(guest.cdroms):
-        yield _Claim(file, ("cdrom", position, "path"), cdrom.path, shared=True)
+        if cdrom.path:
+            yield _Claim(file, ("cdrom", position, "path"), cdrom.path, shared=True)
+    if guest.display.address:
+        yield _Claim(file, ("display", "address"), guest.display.address)
     for position, nic in enumerate(guest.nics):
         path: KeyPath = ("network", position)
         yield _Claim(file, (*path, "tap"), nic.tap)
@@ -92,14 +100,14 @@ def _clash(first: _Claim, later: _Claim) -> Problem:
 
 
 def _written(claim: _Claim) -> str:
-    return str(claim.value.network_address if claim.key == "address" else claim.value)
+    return str(claim.value.network_address if claim.overlaps and claim.key == "address" else claim.value)
 
 
 def _same(claims: Sequence[_Claim]) -> Iterator[tuple[int, int]]:
     """Pairs that want the very same tap, MAC, UUID or image."""
     groups: dict[object, list[int]] = {}
     for index, claim in enumerate(claims):
-        if claim.key not in ("address", "route") and claim.value != Path():
+        if not claim.overlaps and claim.value != Path():
             groups.setdefault(claim.value, []).append(index)
     for first, *rest in groups.values():
         exclusive = None if claims[first].shared else first
@@ -116,7 +124,7 @@ def _overlapping(claims: Sequence[_Claim]) -> Iterator[tuple[int, int]]:
 
     In order of address prefixes nest like brackets, so only those still open can contain the next one.
     """
-    indexes = [index for index, claim in enumerate(claims) if claim.key in ("address", "route")]
+    indexes = [index for index, claim in enumerate(claims) if claim.overlaps]
     open_: list[int] = []
     for index in sorted(indexes, key=lambda index: (claims[index].value.version, claims[index].value)):
         network = claims[index].value

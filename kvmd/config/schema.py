@@ -13,7 +13,9 @@ from kvmd.config.values import (
     boot_order,
     choice,
     count,
+    endpoint,
     flag,
+    host_file,
     image,
     interface,
     line,
@@ -88,7 +90,7 @@ GUEST = Table(
             },
             entries=True,
         ),
-        "cdrom": Table({"path": Key(image, host=False, required=True)}, entries=True),
+        "cdrom": Table({"path": Key(image, host=False)}, entries=True),
         "network": Table(
             {
                 "uplink": Key(uplink),
@@ -106,7 +108,7 @@ GUEST = Table(
         "limits": Table({name: Key(parse) for name, parse in LIMITS.items()}),
         "credentials": Table({}, other=Key(secret)),
         "cloud_init": Table({"user_data": Key(secret), "meta_data": Key(secret), "network_config": Key(secret)}),
-        "display": Table({"vnc": Key(flag)}),
+        "display": Table({"vnc": Key(flag), "address": Key(endpoint, host=False), "password_file": Key(host_file)}),
         "tpm": Table({"enabled": Key(flag)}),
         "qemu": Table({"args": Key(arguments)}),
     }
@@ -116,6 +118,4 @@ GUEST = Table(
 HOST = Table({"firewall": Table({"open": Key(flag)})})
 
 # What works, of the keys not all of whose values do yet: anything else is refused, never ignored.
-WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {
-    ("display", "vnc"): (False,),
-}
+WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {}

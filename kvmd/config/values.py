@@ -10,10 +10,11 @@ from typing import Any
 from uuid import UUID
 
 from kvmd.config.toml_lines import show
-from kvmd.guest import IMAGES, Address, Network
+from kvmd.guest import IMAGES, Address, Endpoint, Network
 
 Parse = Callable[[object], Any]
 
+VNC_PORT = 5900  # of display 0
 ALTNAME = 127  # bytes; linux/if.h, ALTIFNAMSIZ
 SIZE_HINT = 'write bytes, or a number with K, M, G or T: "512M"'
 SPAN_HINT = 'write seconds, or a time span: "90s", "5min", "1h 30min"'
@@ -214,6 +215,27 @@ def image(value: object) -> Path:
     if not path.name or ".." in path.parts:
         raise Wrong(f"{show(value)} is not the path of a file", 'name a file, without ".."')
     return IMAGES / path
+
+
+def host_file(value: object) -> Path:
+    path = Path(line(value))
+    if not path.is_absolute() or not path.name or ".." in path.parts:
+        raise Wrong(f"{show(value)} is not the absolute path of a file", 'begin it with "/", without ".."')
+    return path
+
+
+def endpoint(value: object) -> Endpoint:
+    """Where QEMU's VNC server can listen: its port counts from 5900."""
+    match = re.fullmatch(r"(\[[^]]*\]|[^:]*):([0-9]{1,5})", line(value))
+    try:
+        where = ip_address(match[1].strip("[]")) if match else None
+    except ValueError:
+        where = None
+    if match is None or where is None or (where.version == 6) is not match[1].startswith("["):
+        raise Wrong(f"{show(value)} is not an IP address with a port", 'write "127.0.0.1:5901" or "[::1]:5901"')
+    if not VNC_PORT <= int(match[2]) <= 65535:
+        raise Wrong(f"{show(value)} has a port that VNC cannot use", f"write one from {VNC_PORT} to 65535")
+    return Endpoint(where, int(match[2]))
 
 
 def pattern(value: object) -> re.Pattern[str]:

@@ -10,7 +10,9 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     handles   |   | what QEMU needs, opened by root                 | readiness tpm
     nics      |   | one guest's NICs: claimed, told, given up       |
     stall     |   | why a guest that is on stands still             |
-    steering  |   | what is done to a guest that runs, by QMP       | stall
+    media     |   | what is in a guest's CD drives                  | stall
+    screen    |   | a guest's screen: viewers, and pictures of it   |
+    steering  |   | what is done to a guest that runs, by QMP       | stall media screen
     ending    |   | how a guest ended: result and reason            |
     machine   |   | one running guest: start, adopt, stop           | readiness tpm handles nics stall steering ending
     recovery  |   | what an earlier daemon left: adopted or cleared | ending machine

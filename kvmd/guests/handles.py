@@ -22,6 +22,7 @@ from kvmd.qemu.drives import Image, Layer
 from kvmd.qemu.files import open_file, open_readable
 from kvmd.qemu.firmware import Firmware
 from kvmd.qemu.nvram import open_firmware
+from kvmd.qemu.password import open_password
 from kvmd.qemu.process import Descriptors, User
 from kvmd.qemu.seed import open_credentials, open_seed
 from kvmd.qemu.tpm import open_state
@@ -77,6 +78,7 @@ async def open_handles(
             vsock=await readiness.offer_vsock(descriptors),
             firmware=files.firmware,
             tpm=stream,
+            vnc_password=files.vnc_password,
         ),
     )
 
@@ -106,6 +108,7 @@ class Files:
         self.initrd: int | None = None
         self.credentials: list[int] = []
         self.firmware: Firmware | None = None
+        self.vnc_password: int | None = None
         self.warnings: list[str] = []
         self.uses: list[Use] = []
 
@@ -130,8 +133,12 @@ class Files:
             self._claim(disk, layers)
             self.warnings += filter(None, [*images.doubts(disk, layers), used.note(disk, layers)])
         for cdrom in guest.cdroms:
-            self._at = cdrom.path
-            self.images.append([Layer(take(open_file(cdrom.path, "CD image")), "raw")])
+            if not (path := cdrom.path):
+                self.images.append([])
+                continue
+            self._at = path
+            self.images.append([Layer(take(open_file(path, "CD image")), "raw")])
+            self._refuse_used(self.images[-1][0].fd, f"CD image {path}", write=False)
         if guest.firmware == "uefi":
             self._at = STATE / guest.name
             self.firmware, lost = open_firmware(guest, self._descriptors, used)
@@ -147,6 +154,11 @@ class Files:
             state, lost = open_state(guest, self._tpm_user, used)
             self._for_tpm.take(state)
             self.warnings += filter(None, [lost])
+        if password := guest.display.password_file:
+            self._at = password
+            fd, doubts = open_password(password)
+            self.vnc_password = take(fd)
+            self.warnings += doubts
         self.warnings += filter(None, [used.save()])
         self.credentials += map(take, open_credentials(guest))
         if guest.cloud_init:
@@ -164,12 +176,16 @@ class Files:
     def _claim(self, disk: Disk, layers: Sequence[Layer]) -> None:
         """QEMU's locks would refuse it as well, but cannot say whose it is. Raises ``StartFailed``."""
         for depth, layer in enumerate(layers):
-            status = os.fstat(layer.fd)
             write = not (depth or disk.readonly)
-            guest, path, others = self._in_use.get((status.st_dev, status.st_ino), ("", "", False))
-            if guest and (write or others):
-                raise StartFailed(f"the disk image {disk.path} is in use by guest {guest}, which knows it as {path}")
+            status = self._refuse_used(layer.fd, f"disk image {disk.path}", write=write)
             self.uses.append((status.st_dev, status.st_ino, str(disk.path), write))
+
+    def _refuse_used(self, fd: int, what: str, *, write: bool) -> os.stat_result:
+        status = os.fstat(fd)
+        guest, path, others = self._in_use.get((status.st_dev, status.st_ino), ("", "", False))
+        if guest and (write or others):
+            raise StartFailed(f"the {what} is in use by guest {guest}, which knows it as {path}")
+        return status
 
 
 def _tap(

@@ -79,9 +79,14 @@ class Known:
             "Autostart": self.file.guest.autostart if self.file.guest else False,
             "StartTimestamp": run.started if run else 0,
             "Networks": [_network(nic, lan) for nic in guest.nics],
+            "Media": run.steering.media.paths if run else _media(guest),
             "SerialBytes": self.run.serial_bytes if self.run else 0,
             "SerialPending": self.run.serial_pending if self.run else 0,
         }
+
+
+def _media(guest: Guest) -> dict[str, str]:
+    return {f"cdrom{number}": str(cdrom.path or "") for number, cdrom in enumerate(guest.cdroms)}
 
 
 def _network(nic: Nic, lan: Lan) -> dict[str, Variant]:

@@ -103,7 +103,7 @@ class Machine:
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event, self._say_lost)
         self._stall = Stall(self._booted)
-        self.steering = Steering(guest.name, self._qmp, self._stall)
+        self.steering = Steering(self._booted, self._runtime, self._qmp, self._stall)
         self._told: str | None = None
         self._asking: asyncio.Task[None] | None = None
         self._unregistered = False
@@ -201,6 +201,7 @@ class Machine:
                 booted, accelerator, user, *host, descriptors, undo, self._warn, in_use, options.boot
             )
             self._runtime.write({"images": json.dumps(self.uses).encode()})
+            self.steering.media.begin(handles.images)
             for warning in warnings:
                 self._warn(f"may have trouble: {warning}")
             command = ["qemu-system-x86_64", *argv(booted, handles)]
@@ -221,6 +222,8 @@ class Machine:
         self._runtime.write({"invocation": invocation.encode()})
         streams.follow(invocation, resume=False)
         await all_of(self._greet(undo, streams), *self._nics.claims())
+        undo.push_async_callback(self.steering.screen.close)
+        self.steering.screen.listen()
         with contextlib.suppress(QmpError):  # it has ended: the pidfd tells
             await self.steering.boot_normally(booted, options.boot)
             await self._look()
@@ -245,6 +248,7 @@ class Machine:
             raise
         self._own_process(self._undo, process)
         self._undo.push_async_callback(self._qmp.close)
+        self._undo.push_async_callback(self.steering.screen.close)
         self._nics.adopt(self._undo)
         await self._tpm.adopt(process, self._undo)
         self.released.set()
@@ -252,6 +256,7 @@ class Machine:
         streams.follow(invocation, resume=True)
         self.started = self._runtime.started()
         self.uses = self._runtime.images()
+        self.steering.media.recall()
         await self._readiness.resume(invocation)
         self._monitor = asyncio.create_task(self._take_monitor(), name=f"monitor of {self.guest.name}")
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.guest.name}")
@@ -266,7 +271,10 @@ class Machine:
             self.accelerator = "kvm" if await self._qmp.query("query-kvm", "enabled") is True else "tcg"
             await self.steering.boot_normally(self._booted, self._options.boot)
             await self._look()
-        except QmpError as error:
+            self.steering.screen.listen()
+            await self.steering.media.look()
+            self._changed()
+        except KvmdError as error:
             self._say_lost(str(error))
 
     async def _look(self) -> None:
@@ -423,6 +431,8 @@ class Machine:
         match event:
             case "SHUTDOWN":
                 self._end = str(data.get("reason", ""))
+            case "DEVICE_TRAY_MOVED":
+                self.steering.media.hear(data)
             case "RESET":
                 self._boots = True
                 if not self._forgetting:

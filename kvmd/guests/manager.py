@@ -274,6 +274,20 @@ class Manager:
             reason = known.run.failure if known.run else ""
             raise StartFailed(reason or f"systemd did not restart kvmd@{name}.service (job {result})")
 
+    async def insert_media(self, name: str, device: str, path: str, uid: int) -> None:
+        """Into a CD drive of a running guest, as ``Media.insert``."""
+        try:
+            await self.running(name).steering.media.insert(device, path, uid, self._register.images())
+        finally:
+            self.changed(name)
+
+    async def eject_media(self, name: str, device: str, *, force: bool = False) -> None:
+        """As ``Media.eject``."""
+        try:
+            await self.running(name).steering.media.eject(device, force=force)
+        finally:
+            self.changed(name)
+
     # files
 
     def reload(self) -> Awaitable[object]:

@@ -87,7 +87,7 @@ class Register:
             (device, inode): (known.name, path, write)
             for known in self
             if known.run and known.on
-            for device, inode, path, write in known.run.uses
+            for device, inode, path, write in (*known.run.steering.media.uses, *known.run.uses)
         }
 
     def nics(self) -> list[Nic]:
@@ -104,7 +104,7 @@ class Register:
 
 def _elsewhere(guest: Guest) -> frozenset[Path]:
     """Its images that do not lie where images lie."""
-    paths: set[Path | None] = {guest.boot.kernel, guest.boot.initrd, *(cdrom.path for cdrom in guest.cdroms)}
+    paths = {guest.boot.kernel, guest.boot.initrd, *(cdrom.path for cdrom in guest.cdroms), guest.display.password_file}
     for disk in guest.disks:
         paths |= {disk.path, disk.base, *disk.backing}
     return frozenset(path for path in paths if path and not path.is_relative_to(IMAGES))

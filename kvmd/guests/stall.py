@@ -27,10 +27,14 @@ class Stall:
 
     def __init__(self, guest: Guest) -> None:
         self._paths = {f"disk{number}": str(disk.path) for number, disk in enumerate(guest.disks)}
-        self._paths |= {f"cdrom{number}": str(cdrom.path) for number, cdrom in enumerate(guest.cdroms)}
+        self._paths |= {f"cdrom{number}": str(cdrom.path or "") for number, cdrom in enumerate(guest.cdroms)}
         self._told: set[str] = set()
         self.reason: str | None = None
         self.blocked = asyncio.Event()  # by a disk: it goes on only as far as to the same error
+
+    def name(self, drive: str, path: str) -> None:
+        """What is in a CD drive now."""
+        self._paths[drive] = path
 
     def hear(self, event: str, data: Mapping[str, Any]) -> str:
         """Returns what is news of a disk, for a warning, or nothing."""
@@ -86,7 +90,7 @@ class Stall:
     def _path(self, node: str, device: str) -> str:
         """QEMU knows a drive by its node, and by its device: /machine/peripheral/disk0/virtio-backend."""
         for word in (node, *device.split("/")):
-            if word in self._paths:
+            if self._paths.get(word):
                 return self._paths[word]
         return _word(node) or "of [qemu] args"
 

@@ -7,9 +7,12 @@ import contextlib
 
 from kvmd.errors import Unavailable
 from kvmd.guest import BootDevice, Guest
+from kvmd.guests.media import Media
+from kvmd.guests.screen import Screen
 from kvmd.guests.stall import ASLEEP, Stall
 from kvmd.qemu.argv import after_boot_once
 from kvmd.qemu.qmp import Qmp
+from kvmd.runtime import Runtime
 
 AGAIN = 1.0  # seconds in which a guest that goes on comes to the error that it stood still for: some milliseconds
 
@@ -17,8 +20,10 @@ AGAIN = 1.0  # seconds in which a guest that goes on comes to the error that it 
 class Steering:
     """Each raises ``QmpError`` where QEMU refuses, or does not answer any more."""
 
-    def __init__(self, name: str, qmp: Qmp, stall: Stall) -> None:
-        self._name = name
+    def __init__(self, guest: Guest, runtime: Runtime, qmp: Qmp, stall: Stall) -> None:
+        self.media = Media(guest, runtime, qmp, stall)
+        self.screen = Screen(guest, runtime, qmp)
+        self._name = guest.name
         self._qmp = qmp
         self._stall = stall
 

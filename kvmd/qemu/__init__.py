@@ -4,11 +4,13 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
 
     room        |   | what lives there                                   | imports
     drives      | * | disks and CDs as QEMU's arguments                  |
+    display     | * | a screen as QEMU's arguments                       |
     firmware    | * | UEFI firmware and TPM as QEMU's arguments          |
-    argv        | * | guest → QEMU's arguments                           | drives firmware
+    argv        | * | guest → QEMU's arguments                           | drives display firmware
     accelerator |   | KVM or not, and why not                            |
     headers     | * | what an image's header names, and says of itself   |
     files       |   | opened by root: no stranger's link, nothing blocks |
+    password    |   | VNC's password, by descriptor                      | files
     process     |   | QEMU spawned: its user, its descriptors, its pidfd |
     users       |   | a user of its own for each guest                   | process
     used        |   | the images a guest has used: none is made anew     | drives

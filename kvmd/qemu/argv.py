@@ -9,6 +9,7 @@ from typing import Literal
 
 from kvmd.guest import BootDevice, Guest, Nic
 from kvmd.profile import PROFILES, Profile
+from kvmd.qemu.display import display_args
 from kvmd.qemu.drives import Image, bootindex, drive_args
 from kvmd.qemu.firmware import Firmware, firmware_args, tpm_args
 
@@ -39,12 +40,13 @@ class Handles:
 
     ``qmp_fd``, ``spare_qmp_fd``: listening unix sockets, one for the daemon and one for the stop helper.
     ``serial``: two FIFOs, this path with ``.in`` and ``.out`` behind it.
-    ``images``: of each disk, each CD and of cloud-init's seed its layers, the top one first and what backs it after.
-    The top one of a disk that is not read-only must be open for writing, all others read-only.
+    ``images``: of each disk, each CD and of cloud-init's seed its layers, the top one first and what backs it after;
+    an empty drive has none. The top one of a disk that is not read-only must be open for writing, all others read-only.
     ``kernel``, ``initrd``: QEMU opens these again through /proc/self/fd, so its user must be able to read the file;
     a copy in a memfd always is readable.
     ``credentials``: SMBIOS strings, which QEMU opens again, too.
     ``firmware``: where it is not QEMU's own BIOS. ``tpm``: a stream to swtpm's control channel.
+    ``vnc_password``: as these, what is in ``display.password_file``.
     ``boot_once``: boot from this kind of device first, until ``after_boot_once`` is set.
     """
 
@@ -61,6 +63,7 @@ class Handles:
     vsock: Vsock | None = None
     firmware: Firmware | None = None
     tpm: int | None = None
+    vnc_password: int | None = None
 
 
 def argv(guest: Guest, handles: Handles) -> list[str]:
@@ -68,7 +71,7 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
     profile = PROFILES[guest.profile]
     kernel = handles.kernel
     microvm = guest.board == "microvm"
-    screen = kernel is None and not microvm  # boot loaders and installers want one, even if nobody looks
+    screen = not microvm and (kernel is None or guest.display.vnc)
     indexes = boot_indexes(guest, handles.boot_once)
     virtio = "device" if microvm else "pci"
 
@@ -111,7 +114,7 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
         if guest.boot.cmdline:
             args += ["-append", guest.boot.cmdline]
     if screen:
-        args += ["-device", "VGA"]
+        args += display_args(guest.display, handles.vnc_password)
     if not (profile.sleep or microvm):
         args += ["-global", f"{'ICH9-LPC' if guest.board == 'q35' else 'PIIX4_PM'}.disable_s3=1"]
     if profile.virtio and not microvm:

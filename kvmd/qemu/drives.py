@@ -40,9 +40,32 @@ class _Drive:
     id: str
     kind: Literal["hd", "cd"]
     bus: str
-    path: Path
+    path: Path | None
     readonly: bool
     image: Image
+
+
+MEDIA = 1_000_000  # the first descriptor set of what is in CD drives; each has two, which take turns
+TURNS = (0, 1)
+
+
+def medium_set(cdrom: str, turn: int) -> int:
+    """The number of the descriptor set of what is in a CD drive, or comes into it next."""
+    return MEDIA + len(TURNS) * int(cdrom.removeprefix("cdrom")) + turn
+
+
+def medium_name(cdrom: str, turn: int) -> str:
+    """The node of what is in a CD drive, or comes into it next; its file has ``-file`` behind it."""
+    return f"{cdrom}-{turn}" if turn else cdrom
+
+
+def medium_nodes(cdrom: str, turn: int, path: Path) -> list[dict[str, object]]:
+    """What ``blockdev-add`` takes of it, the lower node first."""
+    name = medium_name(cdrom, turn)
+    return [
+        _file_node(f"{name}-file", path, medium_set(cdrom, turn), readonly=True),
+        {"driver": "raw", "node-name": name, "file": f"{name}-file", "read-only": True, "discard": "unmap"},
+    ]
 
 
 def bootindex(indexes: Mapping[str, int], id: str) -> str:
@@ -64,7 +87,7 @@ def drive_args(guest: Guest, images: Sequence[Image], indexes: Mapping[str, int]
     on_bus: Counter[str] = Counter()
     sets = count(1)
     for drive in drives:
-        args += _layers(drive, sets)
+        args += _layers(drive, count(medium_set(drive.id, 0)) if drive.id.startswith("cdrom") else sets)
         n = on_bus[drive.bus]
         on_bus[drive.bus] += 1
         device = _ATTACH[drive.bus].format(
@@ -76,7 +99,8 @@ def drive_args(guest: Guest, images: Sequence[Image], indexes: Mapping[str, int]
             channel=n // 2,
             unit=n % 2,
         )
-        args += ["-device", f"{device},drive={drive.id},id={drive.id}" + bootindex(indexes, drive.id)]
+        device += f",drive={drive.id}" if drive.image else ""
+        args += ["-device", f"{device},id={drive.id}" + bootindex(indexes, drive.id)]
     return args
 
 
@@ -114,13 +138,8 @@ def _layers(drive: _Drive, sets: Iterator[int]) -> list[str]:
         for child, fd in files.items():
             number = next(sets)
             node[child] = f"{name}-{child}"
-            file = {
-                "driver": _protocol(drive.path) if depth == 0 else "file",
-                "node-name": node[child],
-                "filename": f"/dev/fdset/{number}",
-                "read-only": readonly,
-                "discard": "unmap",
-            }
+            path = drive.path if depth == 0 else None
+            file = _file_node(f"{name}-{child}", path, number, readonly=readonly)
             args += ["-add-fd", f"set={number},fd={fd}", "-blockdev", json.dumps(file)]
         node |= {"read-only": readonly, "discard": "unmap"}
         if layer.format in BACKED_FORMATS:
@@ -130,6 +149,16 @@ def _layers(drive: _Drive, sets: Iterator[int]) -> list[str]:
     return args
 
 
-def _protocol(path: Path) -> str:
+def _file_node(name: str, path: Path | None, number: int, *, readonly: bool) -> dict[str, object]:
+    return {
+        "driver": _protocol(path),
+        "node-name": name,
+        "filename": f"/dev/fdset/{number}",
+        "read-only": readonly,
+        "discard": "unmap",
+    }
+
+
+def _protocol(path: Path | None) -> str:
     """QEMU wants to know what it reads: a block device lies in /dev, a regular file anywhere else."""
-    return "host_device" if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm") else "file"
+    return "host_device" if path and path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm") else "file"

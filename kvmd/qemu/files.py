@@ -22,10 +22,10 @@ LINKS = 40  # as the kernel (MAXSYMLINKS of linux/namei.h)
 LARGEST_COPY = 512 << 20  # bytes
 
 
-def open_file(path: Path, what: str, *, write: bool = False) -> int:
-    """A descriptor of what is there. Raises ``StartFailed``."""
+def open_file(path: Path, what: str, *, write: bool = False, uid: int = 0) -> int:
+    """A descriptor of what is there. ``uid``: who names it, if it is no administrator. Raises ``StartFailed``."""
     try:
-        found, owners = _walk(path)
+        found, owners = _walk(path, uid=uid)
         try:
             status = os.fstat(found)
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
@@ -105,9 +105,10 @@ def new_file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
         os.close(directory)
 
 
-def _walk(path: Path, *, make: bool = False) -> tuple[int, set[int]]:
+def _walk(path: Path, *, make: bool = False, uid: int = 0) -> tuple[int, set[int]]:
     """An O_PATH descriptor of what is there, and the owners of the links on the way. Raises ``OSError``.
 
+    ``uid``: only where this user, as the owner or as anybody, may go and read.
     ``make``: directories that are missing, where only root's links lead.
     """
     at = os.open("/", os.O_PATH | os.O_CLOEXEC)
@@ -129,6 +130,8 @@ def _walk(path: Path, *, make: bool = False) -> tuple[int, set[int]]:
             if not stat.S_ISLNK(status.st_mode):
                 at, found = found, at
                 os.close(found)
+                if uid and not _may(uid, status):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
                 continue
             target = PurePath(os.readlink("", dir_fd=found))
             os.close(found)
@@ -145,3 +148,9 @@ def _walk(path: Path, *, make: bool = False) -> tuple[int, set[int]]:
         os.close(at)
         raise
     return at, owners
+
+
+def _may(uid: int, status: os.stat_result) -> bool:
+    """Go through a directory, or read a file."""
+    wanted = stat.S_IXOTH if stat.S_ISDIR(status.st_mode) else stat.S_IROTH
+    return bool((status.st_mode >> 6 if status.st_uid == uid else status.st_mode) & wanted)

@@ -39,12 +39,12 @@ CMDLINE = "console=ttyS0 quiet cryptomgr.notests init_on_alloc=0 mitigations=off
 # fmt: off
 MODULES = [
     "button", "evdev", "virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod",
-    "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4", "isofs",
+    "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4", "cdrom", "isofs",
 ]
 APPLETS = [
     "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "udhcpc6", "head", "tr", "dd",
     "printf", "echo", "poweroff", "reboot", "sed", "usleep", "ping", "ping6", "awk", "sleep", "ls", "sync", "arping",
-    "nc", "wget", "hexdump", "dmesg", "mknod", "mkdir", "uname", "cp", "rm", "switch_root",
+    "nc", "wget", "hexdump", "dmesg", "mknod", "mkdir", "uname", "cp", "rm", "switch_root", "eject",
 ]
 # fmt: on
 # The script of udhcpc and udhcpc6.

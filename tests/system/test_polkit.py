@@ -15,7 +15,7 @@ METHODS = (("Start",), ("ReadLog", "t", "5"), ("OpenConsole",))
 
 
 def test_a_rule_lets_a_group_in(guests: Guests) -> None:
-    guests.linux("shared")
+    guests.linux("shared", extra="[[cdrom]]\n")
     host = guests.host
     host.run("groupadd", "operators")
     host.run("useradd", "-G", "operators", "olga")
@@ -31,6 +31,18 @@ def test_a_rule_lets_a_group_in(guests: Guests) -> None:
     host.run("systemctl", "restart", "polkit")
     for method in METHODS:
         assert ask(*method) == (0, "")
+    host.run("truncate", "-s", "1M", "/srv/cd.iso")
+    for owner, mode, directory, works in (
+        ("root", "0600", "0755", False),
+        ("root", "0644", "0755", True),
+        ("root", "0644", "0700", False),
+        ("olga", "0400", "0755", True),
+        ("olga", "0044", "0755", False),
+    ):
+        host.run("sh", "-c", f"chmod {directory} /srv; chown {owner} /srv/cd.iso; chmod {mode} /srv/cd.iso")
+        status, said = ask("InsertMedia", "ss", "cdrom0", "/srv/cd.iso")
+        assert (status, "cannot open the CD image /srv/cd.iso: Permission denied" in said) == (not works, not works)
+    host.run("sh", "-c", "chmod 755 /srv; rm /srv/cd.iso")
     host.run("rm", "/etc/polkit-1/rules.d/10-kvmd.rules")
     host.run("userdel", "olga")
     host.run("groupdel", "operators")

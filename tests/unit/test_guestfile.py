@@ -72,6 +72,18 @@ def test_fail(file: Path) -> None:
     assert all(line.isprintable() and len(line) < 250 for line in said)
 
 
+def test_two_screens_at_one_address() -> None:
+    screen = '[display]\nvnc = true\naddress = "127.0.0.1:5901"\n'
+    clash = conflicts([load(screen, "a"), load(screen, "b"), load("[display]\nvnc = true", "c")])
+    assert [str(problem) for problem in clash] == [
+        '/etc/kvmd/b.toml:3: display.address: "127.0.0.1:5901" is already used by guest a (choose another)'
+    ]
+    assert guest("[display]\naddress = '127.0.0.1:5901'\nvnc = true").display.password_file is None
+    default = '[display]\nvnc = true\npassword_file = "/p"'
+    assert guest("", defaults=default).display == guest("[display]\nvnc = true").display
+    assert guest("machine = 'microvm'", defaults=default).display == guest("").display
+
+
 def test_every_file_has_an_answer() -> None:
     names = {path.with_suffix("") for path in FILES.glob("*/*.toml")}
     assert names == {path.with_suffix("") for path in FILES.glob("*/*.ok")}

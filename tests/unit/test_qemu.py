@@ -18,18 +18,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from kvmd.guest import MODELS, Boot, Cdrom, Disk, Guest, Nic, Serial, StartOptions
+from kvmd.guest import MODELS, Boot, Cdrom, Disk, Display, Endpoint, Guest, Nic, Serial, StartOptions
 from kvmd.profile import PROFILES
 from kvmd.qemu import argv as qemu
 from kvmd.qemu import images
 from kvmd.qemu.argv import Handles, Tap
-from kvmd.qemu.drives import Layer
+from kvmd.qemu.drives import Layer, medium_nodes
 from kvmd.qemu.firmware import Firmware
 from kvmd.qemu.process import Descriptors
 
@@ -64,7 +65,7 @@ def test_smallest_guest() -> None:
         -chardev socket,id=qmp,fd=3,server=on,wait=off -mon chardev=qmp,mode=control
         -chardev socket,id=qmp-spare,fd=4,server=on,wait=off -mon chardev=qmp-spare,mode=control
         -chardev pipe,id=serial0,path=/run/kvmd/web/serial -serial chardev:serial0
-        -device VGA -device pvpanic-pci -device virtio-rng-pci
+        -device VGA,id=video0 -vnc none,share=ignore -device pvpanic-pci -device virtio-rng-pci
     """
     assert qemu.argv(GUEST, HANDLES) == expected.split()
 
@@ -185,10 +186,37 @@ def test_direct_kernel_boot() -> None:
     assert values(argv, "-kernel") == ["/proc/self/fd/11"]
     assert values(argv, "-initrd") == ["/proc/self/fd/12"]
     assert values(argv, "-append") == ["console=ttyS0"]
-    assert "VGA" not in argv
+    assert "VGA,id=video0" not in argv
+    assert "-vnc" not in argv
+    seen = qemu.argv(replace(guest, display=Display(vnc=True)), replace(HANDLES, kernel=11, initrd=12))
+    assert values(seen, "-vnc") == ["none,share=ignore"]
+    assert "VGA,id=video0" in seen
     argv = qemu.argv(guest.started_with(StartOptions("disk")), replace(HANDLES, boot_once="disk"))
     assert not {"-kernel", "-initrd", "-append"} & set(argv)
-    assert "VGA" in argv
+    assert "VGA,id=video0" in argv
+
+
+def test_the_screen_by_tcp() -> None:
+    for address, vnc in (("127.0.0.1", "127.0.0.1:1"), ("::1", "[::1]:1")):
+        display = Display(vnc=True, address=Endpoint(ip_address(address), 5901))
+        assert values(qemu.argv(replace(GUEST, display=display), HANDLES), "-vnc") == [f"{vnc},share=ignore"]
+    argv = qemu.argv(replace(GUEST, display=display), replace(HANDLES, vnc_password=13))
+    assert values(argv, "-vnc") == ["[::1]:1,share=ignore,password-secret=vnc-password"]
+    assert values(argv, "-object") == ["secret,id=vnc-password,file=/proc/self/fd/13"]
+
+
+def test_cd_drives() -> None:
+    """An empty one has a device only; what is in one can be taken out by number and name."""
+    guest = replace(GUEST, cdroms=(Cdrom(), CDROM))
+    argv = qemu.argv(guest, replace(HANDLES, images=([], [Layer(9, "raw")])))
+    drives = [word for word in values(argv, "-device") if word.startswith("ide-cd")]
+    assert drives == ["ide-cd,bus=ide.0,id=cdrom0,bootindex=1", "ide-cd,bus=ide.1,drive=cdrom1,id=cdrom1,bootindex=2"]
+    assert values(argv, "-add-fd") == ["set=1000002,fd=9"]
+    assert CDROM.path is not None
+    assert [json.loads(word) for word in values(argv, "-blockdev")] == medium_nodes("cdrom1", 0, CDROM.path)
+    lower, upper = medium_nodes("cdrom1", 1, Path("/dev/sr0"))
+    assert (lower["driver"], lower["filename"]) == ("host_device", "/dev/fdset/1000003")
+    assert (upper["node-name"], upper["file"]) == ("cdrom1-1", lower["node-name"])
 
 
 def test_cpu_and_clock() -> None:
@@ -231,10 +259,10 @@ def test_windows() -> None:
     assert values(own, "-cpu") == ["host,hv_passthrough"]
     assert values(argv, "-rtc") == ["base=localtime"]
     assert values(argv, "-global") == ["ICH9-LPC.disable_s3=1"]
-    assert values(argv, "-device") == ["VGA", "qemu-xhci,id=usb0", "usb-tablet,bus=usb0.0"]
+    assert values(argv, "-device") == ["VGA,id=video0", "qemu-xhci,id=usb0", "usb-tablet,bus=usb0.0"]
     argv = qemu.argv(replace(guest, machine="pc"), HANDLES)
     assert values(argv, "-global") == ["PIIX4_PM.disable_s3=1"]
-    assert values(argv, "-device") == ["VGA", "piix3-usb-uhci,id=usb0", "usb-tablet,bus=usb0.0"]
+    assert values(argv, "-device") == ["VGA,id=video0", "piix3-usb-uhci,id=usb0", "usb-tablet,bus=usb0.0"]
 
 
 def test_own_arguments_come_last() -> None:
@@ -256,7 +284,7 @@ class Running:
             spare_qmp_fd=self._listen("qmp.spare"),
             serial=directory / "serial",
             images=[self._open(disk) for disk in guest.disks]
-            + [[Layer(self._inherit(os.open(cdrom.path, os.O_RDONLY)), "raw")] for cdrom in guest.cdroms],
+            + [[Layer(self._inherit(os.open(str(cdrom.path), os.O_RDONLY)), "raw")] for cdrom in guest.cdroms],
             taps=[Tap((self._tap(),)) for _ in guest.nics],
             kernel=self._memory(kernel) if kernel else None,
             boot_once=once,
