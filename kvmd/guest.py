@@ -59,9 +59,10 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Cdrom:
-    """``[[cdrom]]``: an ISO image, absolute path; None is an empty drive."""
+    """``[[cdrom]]``: an ISO image, absolute path; None: an empty drive. ``uid``: who names it, if no administrator."""
 
     path: Path | None = None
+    uid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +148,14 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """What holds for one start only: ``boot`` from this kind of device first; ``cdrom`` lies in the first CD drive."""
+    """What holds for one start only: ``boot`` from this kind of device first; ``cdrom`` lies in the first CD drive.
+
+    ``uid``: who names that, if no administrator.
+    """
 
     boot: BootDevice | None = None
     cdrom: Path | None = None
+    uid: int = 0
 
 
 AS_ALWAYS = StartOptions()
@@ -206,7 +211,7 @@ class Guest:
         if options.boot:
             guest = replace(guest, boot=Boot(guest.boot.order))
         if options.cdrom:
-            guest = replace(guest, cdroms=(Cdrom(options.cdrom), *guest.cdroms[1:]))
+            guest = replace(guest, cdroms=(Cdrom(options.cdrom, options.uid), *guest.cdroms[1:]))
         if options.boot == "cdrom" and guest.serial.screen is None:
             guest = replace(guest, serial=replace(guest.serial, screen=True))
         return guest

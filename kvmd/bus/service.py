@@ -29,7 +29,7 @@ LONGEST_SENTENCE = 1 << 14  # characters: every problem of a file that is all wr
 # Whoever may talk to the bus may read; every other method asks who is calling.
 OPEN = {"GetGuest", "GetGuestByPID", "ListGuests"}
 # They are told who calls, too: a file that is named here is opened with no more rights than that user's.
-AS_CALLER = {"InsertMedia"}
+AS_CALLER = {"InsertMedia", "StartWith"}
 LOOK_AND_TYPE = {"OpenConsole", "ReadLog", "OpenDisplay", "Screenshot"}
 
 
@@ -108,9 +108,9 @@ class GuestObject:
     async def Start(self) -> None:
         await self._manager.start(self._name)
 
-    async def StartWith(self, options: dict[str, Variant]) -> None:
+    async def StartWith(self, options: dict[str, Variant], uid: int) -> None:
         given = {name: option.value for name, option in options.items()}
-        await self._manager.start(self._name, parse_options(given))
+        await self._manager.start(self._name, parse_options(given, uid))
 
     async def Stop(self) -> None:
         await self._manager.stop(self._name)

@@ -13,8 +13,8 @@ from kvmd.guest import StartOptions
 OPTIONS: Mapping[str, Parse] = {"boot": choice("cdrom", "disk", "network"), "cdrom": image}
 
 
-def parse_options(given: Mapping[str, object]) -> StartOptions:
-    """Raises ``InvalidOption``."""
+def parse_options(given: Mapping[str, object], uid: int = 0) -> StartOptions:
+    """``uid``: of whom. Raises ``InvalidOption``."""
     options: dict[str, Any] = {}
     for name, value in given.items():
         if name not in OPTIONS:
@@ -23,4 +23,4 @@ def parse_options(given: Mapping[str, object]) -> StartOptions:
             options[name] = OPTIONS[name](value)
         except Wrong as wrong:
             raise InvalidOption(f"option {name}: {wrong.what} ({wrong.hint})") from wrong
-    return StartOptions(**options)
+    return StartOptions(**options, uid=uid if "cdrom" in options else 0)

@@ -137,7 +137,7 @@ class Files:
                 self.images.append([])
                 continue
             self._at = path
-            self.images.append([Layer(take(open_file(path, "CD image")), "raw")])
+            self.images.append([Layer(take(open_file(path, "CD image", uid=cdrom.uid)), "raw")])
             self._refuse_used(self.images[-1][0].fd, f"CD image {path}", write=False)
         if guest.firmware == "uefi":
             self._at = STATE / guest.name
