@@ -12,6 +12,7 @@ tests/unit/test_house.py reads these tables and the imports::
 
     floor | wing     | what lives there
     6     | __main__ | arguments and wiring
+    6     | ctl      | kvmctl: the command line, over D-Bus only
     5     | bus      | the D-Bus objects: dispatch → authorise → one manager call → reply
     4     | guests   | one running guest, all guests by name, what an earlier daemon left
     3     | network  | what the kernel should hold for the guests, what it holds, what is said on the wire

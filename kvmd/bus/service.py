@@ -30,7 +30,7 @@ LONGEST_SENTENCE = 1 << 14  # characters: every problem of a file that is all wr
 OPEN = {"GetGuest", "GetGuestByPID", "ListGuests"}
 # They are told who calls, too: a file that is named here is opened with no more rights than that user's.
 AS_CALLER = {"InsertMedia", "StartWith"}
-LOOK_AND_TYPE = {"OpenConsole", "ReadLog", "OpenDisplay", "Screenshot"}
+LOOK_AND_TYPE = {"OpenConsole", "OpenConsoleAt", "ReadLog", "OpenDisplay", "Screenshot"}
 
 
 class ProtocolError(KvmdError):
@@ -71,6 +71,9 @@ class ManagerObject:
 
     async def RestartGuest(self, name: str) -> None:
         await self._manager.restart(name)
+
+    async def Begin(self, name: str, verb: str) -> None:
+        self._manager.enqueue(name, verb)
 
     async def GetGuest(self, name: str) -> str:
         self._manager.guest_properties(name)
@@ -134,7 +137,10 @@ class GuestObject:
         await self._manager.running(self._name).steering.resume()
 
     async def OpenConsole(self) -> int:
-        return self._manager.running(self._name).open_console()
+        return self._manager.running(self._name).open_console()[0]
+
+    async def OpenConsoleAt(self, position: int) -> tuple[int, int]:
+        return self._manager.running(self._name).open_console(position)
 
     async def OpenDisplay(self) -> int:
         return await self._manager.running(self._name).steering.screen.open()
@@ -244,10 +250,10 @@ class Service:
             self._refuse(call, "org.kvmd1.Error.Internal", text)
 
     async def _reply(self, call: Incoming, signature: str, values: list[Any]) -> None:
-        fds = [values[0]] if signature == "h" else []
+        fds = [values[0]] if signature.startswith("h") else []
         try:
             if call.answered:
-                message = reply(call, signature, [0] if fds else values, fds)
+                message = reply(call, signature, [0, *values[1:]] if fds else values, fds)
                 with contextlib.suppress(EOFError):  # the bus has gone, and whoever called with it
                     await (self._bus.send_large(message) if call.member == "ReadLog" else self._bus.send(message))
         finally:
@@ -285,6 +291,8 @@ class Service:
         signature = self._find(interface, call)
         who = [uid] if call.member in AS_CALLER else []
         result = await getattr(exported, call.member)(*self._body(call), *who)
+        if isinstance(result, tuple):
+            return signature, list(result)
         return signature, [] if signature == "" else [result]
 
     @staticmethod

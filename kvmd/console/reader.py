@@ -12,14 +12,19 @@ from kvmd.console.serial import CHUNK, Spool, open_fifo
 
 
 class Console:
-    """Shows what the guest writes, from a little before now, and types what it gets.
+    """Shows what the guest writes, from ``position`` on, and types what it gets.
 
     A reader that is too slow loses what has left the spool meanwhile; neither guest nor log nor others wait for it.
     """
 
-    def __init__(self, spool: Spool, keyboard: Path) -> None:
-        """``keyboard`` is the FIFO the guest reads from. Raises ``OSError``."""
+    def __init__(self, spool: Spool, keyboard: Path, position: int | None = None) -> None:
+        """``keyboard`` is the FIFO the guest reads from. ``position``: a little before now, or what is nearest to it.
+
+        Raises ``OSError``.
+        """
         self._spool = spool
+        wanted = spool.taken - CHUNK if position is None else min(position, spool.taken)
+        self.position = max(spool.start, wanted)
         self._keyboard = open_fifo(keyboard)
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
@@ -42,7 +47,7 @@ class Console:
 
     async def _show(self) -> None:
         loop = asyncio.get_running_loop()
-        position = max(self._spool.start, self._spool.taken - CHUNK)
+        position = self.position
         with self._spool.follow() as more, contextlib.suppress(ConnectionError):
             while position < self._spool.taken or not self._spool.ended:
                 more.clear()

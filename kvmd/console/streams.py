@@ -56,16 +56,19 @@ class Streams:
         words = [LAST_WORDS_OF.sub("", line) for line in self._errors.tail if line.strip()]
         return words[-1] if words else ""
 
-    def open_console(self) -> int:
-        """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
+    def open_console(self, position: int | None = None) -> tuple[int, int]:
+        """A stream to the serial console, which the caller closes, and where in the guest's output it begins.
+
+        Raises ``Unavailable``.
+        """
         try:
-            console = Console(self.serial.spool, self._keyboard)
+            console = Console(self.serial.spool, self._keyboard, position)
         except OSError as error:
             raise Unavailable(f"cannot open a console of guest {self._guest}: {error.strerror}") from error
         task = asyncio.create_task(console.run(), name=f"console of {self._guest}")
         self._consoles.add(task)
         task.add_done_callback(self._consoles.discard)
-        return console.take_theirs()
+        return console.take_theirs(), console.position
 
     async def _end_consoles(self) -> None:
         """Let them show the guest's last words; one that nobody reads is not waited for."""

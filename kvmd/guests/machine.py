@@ -537,10 +537,10 @@ class Machine:
         self.guest = guest
         self._runtime.write(snapshot)
 
-    def open_console(self) -> int:
-        """A stream to the serial console; the caller closes it. Raises ``Unavailable``."""
+    def open_console(self, position: int | None = None) -> tuple[int, int]:
+        """As ``Streams.open_console``."""
         assert self._streams is not None
-        return self._streams.open_console()
+        return self._streams.open_console(position)
 
     def _warn(self, what: str) -> None:
         self._say(Event.FILE, f"Guest {self.guest.name} {what}", LOG_WARNING)

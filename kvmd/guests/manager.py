@@ -13,7 +13,7 @@ from typing import Any
 
 from kvmd import __version__
 from kvmd.config import guestfile
-from kvmd.errors import Busy, KvmdError, StartFailed, Unavailable
+from kvmd.errors import Busy, InvalidOption, KvmdError, StartFailed, Unavailable
 from kvmd.guest import AS_ALWAYS, NAME, Guest, StartOptions
 from kvmd.guests.known import Known
 from kvmd.guests.machine import Host, Machine, State
@@ -217,6 +217,25 @@ class Manager:
         known = self._register.get(name)
         await self._stop_unit(f"kvmd@{name}.service")
         await self._halt(known)
+
+    def enqueue(self, name: str, verb: str) -> None:
+        """Begin to start, stop or restart a guest, and return; its State tells the rest, and the journal why it fails.
+
+        Raises ``KvmdError`` where there is nothing to begin with.
+        """
+        known = self._register.get(name)
+        verbs: Mapping[str, Callable[[str], Coroutine[Any, Any, None]]]
+        verbs = {"start": self.start, "stop": self.stop, "restart": self.restart}
+        if verb not in verbs:
+            raise InvalidOption(f"there is no verb {verb[:40]!a} to begin (there are {', '.join(verbs)})")
+        if verb != "stop":
+            known.guest()
+
+        async def work() -> None:
+            with contextlib.suppress(KvmdError):  # said in the journal
+                await verbs[verb](name)
+
+        self._background(work(), f"{verb} {name}")
 
     async def terminate(self, name: str) -> None:
         """Cut the power; returns once it is off. systemd is told that it was asked for. A start in progress ends."""
