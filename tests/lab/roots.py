@@ -24,7 +24,7 @@ PACKAGES = [
     "qemu-system-x86", "qemu-utils", "nftables", "polkitd",
     "iproute2", "procps", "iputils-ping", "arping", "ndisc6", "tcpdump",
     "radvd", "dnsmasq-base", "systemd-container", "libnss-systemd", "busybox-static",
-    "isc-dhcp-client", "ovmf", "swtpm", "python3-pycdlib",
+    "isc-dhcp-client", "ovmf", "swtpm", "python3-pycdlib", "tmux",
 ]
 # Of one release: the other's QEMU brings virtiofsd along.
 OF_RELEASE = {"bookworm": [], "trixie": ["virtiofsd"]}
