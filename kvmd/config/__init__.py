@@ -6,7 +6,7 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     toml_lines | * | TOML with line numbers                               |
     values     | * | one value of a guest file: text → what is meant      | toml_lines
     limits     | * | [limits]: systemd's resource settings                | toml_lines values
-    schema     | * | the keys of a guest file, and which of them work yet | limits values
+    schema     | * | the keys of a guest file                             | limits values
     claims     | * | what two guests cannot both have                     | toml_lines
     agreement  | * | what keys say together: what follows, what cannot be | toml_lines values
     guestfile  | * | text → guest, or every problem with line and key     | toml_lines values schema agreement claims

@@ -18,7 +18,7 @@ from uuid import UUID, uuid5
 
 from kvmd.config.agreement import Values, disagreements, doubts, settle
 from kvmd.config.claims import GuestFile, conflicts, own_conflicts
-from kvmd.config.schema import GUEST, HOST, WORKING, Key, Table
+from kvmd.config.schema import GUEST, HOST, Key, Table
 from kvmd.config.toml_lines import Document, KeyPath, show
 from kvmd.config.values import Wrong
 from kvmd.errors import InvalidConfiguration, Problem
@@ -93,7 +93,6 @@ class _Reader:
             here = (*path, name)
             try:
                 values[name] = self._value(table, name, value, here)
-                self._refuse_unsupported(values[name], value, here)
             except* Wrong as group:
                 values[name] = None
                 wrongs = [error for error in group.exceptions if isinstance(error, Wrong)]
@@ -119,12 +118,6 @@ class _Reader:
         if not isinstance(value, dict):
             raise Wrong(f"{show(value)} is not a table", f"write [{name}]")
         return self.table(key, value, path)
-
-    def _refuse_unsupported(self, value: object, said: object, path: KeyPath) -> None:
-        working = WORKING.get(tuple(part for part in path if isinstance(part, str)))
-        if working is not None and value not in working:
-            shown = f"{show(said)} is " if isinstance(value, str | bool) else ""
-            raise Wrong(f"{shown}not supported by this version of kvmd", "remove it")
 
 
 def _unknown(name: str, table: Table) -> tuple[str, str]:

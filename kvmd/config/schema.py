@@ -1,4 +1,4 @@
-"""The keys of a guest file, one row each, and which of them work yet."""
+"""The keys of a guest file, one row each."""
 
 from __future__ import annotations
 
@@ -116,6 +116,3 @@ GUEST = Table(
 
 # What kvmd.conf may say beyond defaults for guests.
 HOST = Table({"firewall": Table({"open": Key(flag)})})
-
-# What works, of the keys not all of whose values do yet: anything else is refused, never ignored.
-WORKING: Mapping[tuple[str, ...], tuple[object, ...]] = {}

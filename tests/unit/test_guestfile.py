@@ -11,9 +11,7 @@ import pytest
 
 from kvmd.config.guestfile import GuestFile, HostIds, conflicts, derived_tap, parse, parse_defaults
 from kvmd.config.options import parse_options
-from kvmd.config.schema import GUEST, WORKING, Table
 from kvmd.config.toml_lines import Document
-from kvmd.config.values import Wrong, span
 from kvmd.errors import InvalidConfiguration, InvalidOption
 from kvmd.guest import AS_ALWAYS, Cdrom, Guest, StartOptions
 
@@ -384,36 +382,3 @@ def test_lines_with_carriage_returns_and_without_a_last_newline() -> None:
 def test_text_that_is_no_unicode() -> None:
     with pytest.raises(InvalidConfiguration, match="not UTF-8"):
         Document("x = '\udc80'", Path("web.toml"))
-
-
-def test_only_known_keys_wait_for_later_versions() -> None:
-    for path in WORKING:
-        keys: Any = GUEST
-        for part in path:
-            assert isinstance(keys, Table)
-            keys = keys.keys[part]
-
-
-@pytest.mark.parametrize(
-    ("written", "seconds"),
-    [
-        (90, 90),
-        (1.5, 1.5),
-        ("90", 90),
-        ("90s", 90),
-        ("5min", 300),
-        ("1h 30min", 5400),
-        ("1h30min", 5400),
-        ("2 days", 172800),
-    ],
-)
-def test_span(written: object, seconds: float) -> None:
-    assert span(written) == seconds
-
-
-@pytest.mark.parametrize(
-    "written", ["", "s", "5 parsecs", "-1s", "1.2.3", "infinity", "1s!", True, None, [], "1" * 400 + "x"]
-)
-def test_no_span(written: object) -> None:
-    with pytest.raises(Wrong):
-        span(written)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmd.config import guestfile
-from kvmd.config.schema import GUEST, WORKING, Key, Table
+from kvmd.config.schema import GUEST, Key, Table
 from kvmd.config.schema import HOST as OF_THE_HOST
 from kvmd.systemd.journal import Event
 
@@ -217,10 +217,9 @@ def test_manual_documents_exactly_the_keys_there_are() -> None:
 
 
 def test_readme_names_every_key_where_it_belongs() -> None:
-    works, waits = _section("What works"), _section("What does not work yet")
+    works = _section("What works")
     for path in KEYS:
-        waiting = any(path[:depth] in WORKING for depth in range(1, len(path) + 1))
-        assert f"`{_written(path)}`" in (waits if waiting else works), f"{_written(path)} in the README"
+        assert f"`{_written(path)}`" in works, f"{_written(path)} in the README"
 
 
 def _examples() -> Iterator[tuple[str, str]]:
