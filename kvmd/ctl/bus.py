@@ -66,8 +66,8 @@ class Bus:
             raise Failure("the system bus has gone")
         if answer.message_type is MessageType.ERROR:
             raise _failure(answer.error_name, str(answer.body[0]) if answer.body else "", destination)
-        if answer.signature == "h":
-            return answer.unix_fds[answer.body[0]]
+        if answer.signature.startswith("h"):  # its place among the descriptors
+            answer.body[0] = answer.unix_fds[answer.body[0]]
         return answer.body[0] if len(answer.body) == 1 else answer.body or None
 
     async def watch(self, changed: Callable[[str, str, list[Any]], None]) -> None:

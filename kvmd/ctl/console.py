@@ -1,7 +1,7 @@
 """console: a terminal, or a pipe, at the serial port of a guest.
 
-At a terminal: raw, and as it was again whatever happens but SIGKILL; ^] three times within a second leaves, as with
-machinectl. Bytes are counted: when kvmd starts anew it attaches again where it was.
+At a terminal: raw, and as it was again whatever happens, after a SIGKILL by a process of its own; ^] three times within
+a second leaves, as with machinectl. Bytes are counted: when kvmd starts anew it attaches again where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from kvmd.ctl.bus import GUEST, Bus, connect
@@ -59,7 +59,7 @@ async def attach(name: str, *, escape: str = "]", lines: int = 20, resize: bool 
 
 @contextmanager
 def _raw() -> Iterator[None]:
-    """The terminal, for whoever wants each key; and as it was again, also after SIGTERM, SIGHUP or SIGQUIT."""
+    """The terminal, for whoever wants each key; and as it was again."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
 
@@ -74,6 +74,7 @@ def _raw() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
+    guardian, alive = _guard(restore)
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.signal(number, leave) for number in numbers}
     tty.setraw(fd)
@@ -83,6 +84,29 @@ def _raw() -> Iterator[None]:
         restore()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        os.write(alive, b"\n")
+        os.close(alive)
+        os.waitpid(guardian, 0)
+
+
+def _guard(restore: Callable[[], None]) -> tuple[int, int]:
+    """A process that does it when this one dies, and where to write that it need not.
+
+    It is in a session of its own, so that the terminal lets it (tcsetattr(3) of a background process stops it).
+    """
+    watch, alive = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            os.setsid()
+            os.close(alive)
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            if not os.read(watch, 1):
+                restore()
+        finally:
+            os._exit(0)
+    os.close(watch)
+    return process, alive
 
 
 def _stty() -> bytes:

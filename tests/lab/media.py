@@ -18,7 +18,7 @@ from .store import built, command, key
 SYSTEM = 40 << 20  # bytes of the disk that is installed
 START = 2048  # its partition, in sectors
 LINUX = "console=ttyS0 quiet cryptomgr.notests init_on_alloc=0 mitigations=off"
-INSTALLER, INSTALLED = f"{LINUX} kvmd.name=installer kvmd.install=1", f"{LINUX} kvmd.name=installed"
+INSTALLER, INSTALLED = f"{LINUX} kvmd.name=installer kvmd.install=1", f"{LINUX} kvmd.name=installed kvmd.dhcp=1"
 
 SYSLINUX = """serial 0 115200
 default linux
@@ -139,7 +139,7 @@ def fat(image: Path, size: int, files: Mapping[str, Path]) -> None:
         command("mcopy", "-i", image, source, f"::{name}")
 
 
-def iso(path: Path, tree: Path, bios: str = "", efi: str = "", label: str = "KVMD") -> None:
+def iso(path: Path, tree: Path, bios: str = "", efi: str = "") -> None:
     """A CD of a tree; ``bios``: what in it is isolinux, ``efi``: what is an EFI system partition."""
     # fmt: off
     boots = [
@@ -148,4 +148,4 @@ def iso(path: Path, tree: Path, bios: str = "", efi: str = "", label: str = "KVM
         *(["-e", efi, "-no-emul-boot"] if efi else []),
     ]
     # fmt: on
-    command("xorriso", "-as", "mkisofs", "-quiet", "-V", label, "-J", "-r", "-o", path, *boots, tree)
+    command("xorriso", "-as", "mkisofs", "-quiet", "-V", "KVMD", "-J", "-r", "-o", path, *boots, tree)
