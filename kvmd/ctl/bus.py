@@ -74,8 +74,9 @@ class Bus:
         """``changed(path, member, values)`` for each signal of kvmd's, and its coming and going as NameOwnerChanged."""
 
         def hear(message: Message) -> None:
-            ours = message.path.startswith(ROOT) or message.member == "NameOwnerChanged"
-            if message.message_type is MessageType.SIGNAL and ours:
+            if message.message_type is not MessageType.SIGNAL:
+                return
+            if message.path.startswith(ROOT) or message.member == "NameOwnerChanged":
                 changed(message.path, message.member, message.body)
 
         self._bus.add_message_handler(hear)

@@ -121,7 +121,7 @@ def _block(guest: Guest, used: dict[str, tuple[int, int]], log: list[str]) -> li
     lines.append(f"    State: {state}{' (' + ', '.join(about) + ')' if about else ''}")
     if guest.on:
         lines.append(f"      PID: {told['PID']} ({told['Accelerator']})")
-        lines.append(f"     Uses: {size(memory)} of memory, {span(cpu / 1e9)} of CPU time")
+        lines.append(f"     Uses: {size(memory) if memory else '?'} of memory, {span(cpu / 1e9)} of CPU time")
     for network in told["Networks"]:
         detail = f": {network['detail']}" if network["detail"] else ""
         where = f"{network['tap']} on {network['uplink'] or '-'}, {network['mac']}"
@@ -163,4 +163,4 @@ async def _top(bus: Bus, arguments: argparse.Namespace) -> int:
 
 
 def _use(guest: Guest, share: float, memory: int, cpu: int) -> tuple[str, ...]:
-    return guest.name, f"{share:.1f}%", size(memory), span(cpu / 1e9), up(guest)
+    return guest.name, f"{share:.1f}%", size(memory) if memory else "-", span(cpu / 1e9), up(guest)

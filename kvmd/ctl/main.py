@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,6 +18,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if arguments.host:
             return _elsewhere(arguments, given)
+        import asyncio  # later than --help: it takes as long to load as all the rest
+
         return int(asyncio.run(import_module(f"kvmd.ctl.{arguments.room}").run(arguments)))
     except Failure as failure:
         complain(failure, as_json=arguments.json)
@@ -33,12 +32,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def complain(failure: Failure, *, as_json: bool) -> None:
+    import json
+
     text = json.dumps({"error": failure.name or None, "message": str(failure)}) if as_json else f"kvmctl: {failure}"
     print(text, file=sys.stderr)
 
 
 def _elsewhere(arguments: argparse.Namespace, words: list[str]) -> int:
     """ssh carries what a bus cannot: descriptors of consoles and screens, and a terminal."""
+    import shlex
+
     kept, skip = [], False
     for word in words:
         if skip or word in ("-H", "--host"):

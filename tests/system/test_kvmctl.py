@@ -39,6 +39,7 @@ class Terminal:
         deadline = time.monotonic() + timeout
         while not (match := re.search(pattern, shown := self.tmux("capture-pane", "-p", "-J"), re.MULTILINE)):
             assert time.monotonic() < deadline, f"no {pattern!r} in\n{shown}"
+        assert "Traceback" not in shown
         return match
 
     def settings(self) -> str:
@@ -59,6 +60,7 @@ def terminal(guests: Guests) -> Iterator[Terminal]:
 
 def ctl(host: lab.Machine, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = host.run("kvmctl", *words, check=False)
+    assert "Traceback" not in done.stderr
     assert done.returncode == status, f"kvmctl {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done
 
