@@ -151,3 +151,36 @@ def test_a_cloud_image_is_told_who_it_is(guests: Guests) -> None:
         host.run("ping", "-n", "-c", "1", "-W", "5", address, netns="alice")
     guests.clear()
     host.run("rm", *(f"{IMAGES}/{name}" for name in ("debian.qcow2", "root.img", "cloud.qcow2")))
+
+
+QTREE = """
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as monitor:
+    monitor.connect(sys.argv[1])
+    lines = monitor.makefile("rw")
+    for command, arguments in (("qmp_capabilities", {}), ("human-monitor-command", {"command-line": "info qtree"})):
+        print(json.dumps({"execute": command, "arguments": arguments}), file=lines, flush=True)
+        while "return" not in (answer := json.loads(lines.readline())):
+            pass
+print(answer["return"])
+"""
+
+
+def test_what_windows_finds(guests: Guests) -> None:
+    """Device by device: as QEMU has them, and as a Linux in their place sees them."""
+    host = guests.host
+    extra = '[[disk]]\npath = "c.qcow2"\nsize = "1M"\n[[cdrom]]\n[[cdrom]]\n[display]\nvnc = true\n'
+    guests.linux("win", last=61, top='profile = "windows"\n', extra=extra, cmdline="kvmd.addr=")
+    guests.start("win")
+    qtree = host.run("python3", "-c", QTREE, "/run/kvmd/win/qmp.spare").stdout
+    for device in (
+        *('dev: ide-hd, id "disk0"', 'dev: ide-cd, id "cdrom0"', 'dev: ide-cd, id "cdrom1"', 'dev: e1000e, id "nic0"'),
+        *('dev: VGA, id "video0"', "dev: ich9-ahci", 'dev: qemu-xhci, id "usb0"', "dev: usb-tablet"),
+    ):
+        assert device in qtree, device
+    for device in ("virtio", "hpet", "pvpanic"):
+        assert f"dev: {device}" not in qtree, device
+    seen = guests.type("win", "sh cat /sys/bus/pci/devices/*/device | tr '\\n' ' '; echo .", r"^0x.*\.$")["MESSAGE"]
+    assert {"0x2922", "0x10d3", "0x1111", "0x000d"} <= set(seen.split())
+    guests.clear()
+    host.run("rm", f"{IMAGES}/c.qcow2")
