@@ -131,7 +131,7 @@ def _teller(guests: list[Guest], progress: Progress) -> Any:
 def _doing(verb: str, properties: dict[str, Any]) -> str:
     state = properties["State"]
     if state == "stopping" or verb in ("stop", "restart"):
-        return "is shutting down"
+        return f"is shutting down, its power is cut after {span(properties['TimeoutStopUSec'] / 1e6)}"
     if verb == "start" or state == "starting":
         return "waits until it is ready" if properties["PID"] else "is starting"
     return f"is {state}"

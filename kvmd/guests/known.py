@@ -77,6 +77,7 @@ class Known:
             "ConfigFile": str(guest.file),
             "NeedsRestart": run is not None and self.file.guest != run.guest,
             "Autostart": self.file.guest.autostart if self.file.guest else False,
+            "TimeoutStopUSec": round(guest.stop_timeout * 1_000_000),
             "StartTimestamp": run.started if run else 0,
             "Networks": [_network(nic, lan) for nic in guest.nics],
             "Media": run.steering.media.paths if run else _media(guest),

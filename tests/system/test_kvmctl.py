@@ -223,6 +223,68 @@ def test_at_80_columns(guests: Guests, terminal: Terminal) -> None:
     terminal.wait("^done 0")
 
 
+VIEWER = """#!/usr/bin/python3
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1].rpartition(":")[2]))) as viewer:
+    print(viewer.recv(12).decode(), end="", flush=True)
+"""
+
+
+def test_media_and_screen(guests: Guests) -> None:
+    host = guests.host
+    guests.write("web", "[[cdrom]]\n")
+    host.write("/root/vncviewer", VIEWER)
+    host.run("chmod", "+x", "/root/vncviewer")
+    host.run("truncate", "-s", "1M", f"{IMAGES}/a.iso")
+    assert "guest web is not running" in ctl(host, "screenshot", "web", status=1).stderr
+    ctl(host, "start", "web")
+    assert ctl(host, "media", "web").stdout == "DRIVE   IMAGE\ncdrom0  -\n"
+    ctl(host, "media", "web", "cdrom0", "a.iso")
+    assert json.loads(ctl(host, "media", "web", "--json").stdout) == {"cdrom0": f"{IMAGES}/a.iso"}
+    ctl(host, "media", "web", "cdrom0", "--eject")
+    assert "has no drive cdrom7 (it has cdrom0)" in ctl(host, "media", "web", "cdrom7", status=1).stderr
+    ctl(host, "media", "web", "--eject", status=2)
+    assert host.run("sh", "-c", "cd /root && kvmctl screenshot web shot.png").stdout == "shot.png\n"
+    assert host.run("sh", "-c", "kvmctl screenshot web - | cmp -n 8 - /root/shot.png", check=False).returncode == 0
+    assert host.run("head", "-c", "4", "/root/shot.png").stdout[1:] == "PNG"
+    assert ctl(host, "view", "web", "--viewer", "/root/vncviewer").stdout == "RFB 003.008\n"
+    assert "there is no viewer: nothing" in ctl(host, "view", "web", "--viewer", "nothing", status=1).stderr
+    ctl(host, "stop", "--now", "web")
+    host.run("rm", "/root/vncviewer", "/root/shot.png", f"{IMAGES}/a.iso")
+
+
+def test_somebody_else(guests: Guests) -> None:
+    """Everybody sees what there is; the rest is as polkit says."""
+    host = guests.host
+    guests.linux("web")
+    guests.start("web")
+
+    def nobody(*words: str) -> subprocess.CompletedProcess[str]:
+        return host.run("setpriv", "--reuid=nobody", "--clear-groups", "kvmctl", *words, check=False)
+
+    assert "web   running" in nobody("list").stdout
+    assert "State: running" in nobody("status", "web").stdout
+    for words in (("stop", "web"), ("console", "web"), ("log", "web"), ("screenshot", "web", "-")):
+        done = nobody(*words)
+        assert done.returncode == 1, words
+        assert "(as root, or as polkit lets you: man kvmd)" in done.stderr
+        assert "Traceback" not in done.stderr
+    done = nobody("new", "mail")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot write /etc/kvmd/mail.toml: Permission denied (as root)" in done.stderr
+
+
+def test_whoever_waits_may_leave(guests: Guests, terminal: Terminal) -> None:
+    guests.linux("slow", extra='[serial]\nready = "^never$"\n')
+    terminal.type("kvmctl start slow; echo left $?")
+    terminal.wait(r"^slow: (is starting|waits until it is ready) \(.*s\)$")
+    terminal.type("C-c", "")
+    terminal.wait(r"^kvmctl: slow: it goes on without this terminal \(kvmctl status slow\)")
+    terminal.wait("^left 130$")
+    assert listed(guests.host)["slow"]["State"] in ("starting", "running")
+    ctl(guests.host, "stop", "--now", "slow")
+
+
 @pytest.mark.complaints("is given no DNS server")
 def test_from_an_iso_to_a_system_that_answers(guests: Guests) -> None:
     """The README's five commands."""
