@@ -44,7 +44,7 @@ _UUIDS = UUID("b3d5a9c2-6d0f-4c0e-9f55-6b1a3c8f7e21")  # kvmd's own, so that no 
 
 @dataclass(frozen=True)
 class HostIds:
-    """What makes derived addresses differ from host to host."""
+    """What makes derived addresses, and UUIDs, differ from host to host."""
 
     machine_id: str
 
@@ -62,6 +62,8 @@ def parse(text: str | bytes, file: Path, host: HostIds, defaults: Values = {}) -
     said = reader.table(GUEST, document.values)
     values = settle(_underlay(GUEST, said, defaults), said)
     reader.problems += (document.problem(*problem) for problem in disagreements(values))
+    group = defaults.get("group") or {}  # whose hosts are one and the same to a guest
+    host = HostIds(group["identity"]) if group.get("identity") else host
     guest = GuestFile(_build(name, file, values, host), document)
     reader.problems += own_conflicts(guest)
     if reader.problems:

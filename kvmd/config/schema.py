@@ -115,4 +115,9 @@ GUEST = Table(
 )
 
 # What kvmd.conf may say beyond defaults for guests.
-HOST = Table({"firewall": Table({"open": Key(flag)})})
+HOST = Table(
+    {
+        "firewall": Table({"open": Key(flag)}),
+        "group": Table({"identity": Key(word), "hosts": Key(list_of(word))}),
+    }
+)

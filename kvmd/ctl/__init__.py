@@ -9,12 +9,13 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     bus      |   | the system bus: calls, changes, who may do it    | failure
     guests   |   | guests as the bus shows them, by their names     | failure bus
     progress |   | what goes on, for whoever waits at a terminal    | table
-    listing  |   | list, status, top                                | failure table bus guests progress
+    hosts    |   | other hosts, by ssh                              | failure
+    listing  |   | list, status, top                                | failure table bus guests progress hosts
     console  |   | console                                          | failure bus guests
     steering |   | start, stop, restart, reset, pause, resume       | failure table bus guests progress console
     screen   |   | media, screenshot, view                          | failure table bus guests progress
     files    |   | new, edit, check                                 | failure
     install  |   | install                                          | failure bus guests progress console screen files
     log      |   | log                                              | failure bus guests
-    main     |   | arguments, exit status, other hosts              | failure parser
+    main     |   | arguments, exit status, other hosts              | failure parser hosts
 """

@@ -10,15 +10,21 @@ import time
 from typing import Any
 
 from kvmd.ctl.bus import GUEST, Bus, connect
-from kvmd.ctl.failure import NOT_RUNNING, Failure
+from kvmd.ctl.failure import NOT_RUNNING, USAGE, Failure
 from kvmd.ctl.guests import Guest, choose, usage
+from kvmd.ctl.hosts import group, there
 from kvmd.ctl.progress import colourful, columns
 from kvmd.ctl.table import COLOURS, RESET, render, size, span
 
+HEAD = ("NAME", "STATE", "UP", "MEMORY", "CPU", "ADDRESS", "DESCRIPTION")
 CLEAR = "\033[H\033[J"
 
 
 async def run(arguments: argparse.Namespace) -> int:
+    if getattr(arguments, "all_hosts", False):
+        if arguments.watch:
+            raise Failure("--watch is for one host", status=USAGE)
+        return await _all_hosts(arguments)
     async with connect() as bus:
         return int(await {"list": _list, "status": _status, "top": _top}[arguments.verb](bus, arguments))
 
@@ -49,9 +55,8 @@ async def _list_once(bus: Bus, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_as_json(guest, used) for guest in guests]))
         return _complain(failures)
-    head = ("NAME", "STATE", "UP", "MEMORY", "CPU", "ADDRESS", "DESCRIPTION")
     rows = [_row(guest, used) for guest in guests]
-    for line in render(head, rows, columns=columns(), colour=colourful(), legend=not arguments.no_legend):
+    for line in render(HEAD, rows, columns=columns(), colour=colourful(), legend=not arguments.no_legend):
         print(line)
     return _complain(failures)
 
@@ -79,6 +84,25 @@ def _row(guest: Guest, used: dict[str, tuple[int, int]]) -> tuple[str, ...]:
 def up(guest: Guest) -> str:
     started = guest.properties["StartTimestamp"]
     return span(time.time() - started / 1e6) if started else ""
+
+
+async def _all_hosts(arguments: argparse.Namespace) -> int:
+    """Each is asked now, all at once; one that does not answer is named."""
+    hosts = group()
+    outcomes = await asyncio.gather(*(there(host, ["list", "--json", *arguments.names]) for host in hosts))
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    answers = [(host, outcome) for host, outcome in zip(hosts, outcomes, strict=True) if isinstance(outcome, list)]
+    found = sorted(
+        ((told["Name"], host, told) for host, guests in answers for told in guests), key=lambda each: each[:2]
+    )
+    if arguments.json:
+        print(json.dumps([{"Host": host, **told} for _name, host, told in found]))
+    else:
+        used = [{name: (told["MemoryCurrent"], told["CPUUsageNSec"])} for name, _host, told in found]
+        rows = [(host, *_row(Guest("", told), use)) for (_name, host, told), use in zip(found, used, strict=True)]
+        shown = render(("HOST", *HEAD), rows, columns=columns(), colour=colourful(), legend=not arguments.no_legend)
+        print("\n".join(shown))
+    return _complain(failures)
 
 
 async def _status(bus: Bus, arguments: argparse.Namespace) -> int:

@@ -39,8 +39,8 @@ def complain(failure: Failure, *, as_json: bool) -> None:
 
 
 def _elsewhere(arguments: argparse.Namespace, words: list[str]) -> int:
-    """ssh carries what a bus cannot: descriptors of consoles and screens, and a terminal."""
-    import shlex
+    """By ssh, in place of this process."""
+    from kvmd.ctl.hosts import command
 
     kept, skip = [], False
     for word in words:
@@ -50,6 +50,6 @@ def _elsewhere(arguments: argparse.Namespace, words: list[str]) -> int:
             kept.append(word)
     terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else []
     try:
-        os.execvp("ssh", ["ssh", *terminal, "--", arguments.host, shlex.join(["kvmctl", *kept])])
+        os.execvp("ssh", command(arguments.host, kept, *terminal))
     except OSError as error:
         raise Failure(f"cannot run ssh: {error.strerror} (install openssh-client)") from error

@@ -56,6 +56,7 @@ def parser() -> Parser:
     several(added, "*")
     added.add_argument("-w", "--watch", action="store_true", help="go on as they change")
     added.add_argument("--no-legend", action="store_true", help="without the names of columns")
+    added.add_argument("--all-hosts", action="store_true", help="those of group.hosts in kvmd.conf, by ssh")
     added = verb("status", "listing", "show guests with their last serial lines")
     several(added, "*")
     added.add_argument("-n", "--lines", type=int, default=5, metavar="COUNT", help="how many of these (default 5)")

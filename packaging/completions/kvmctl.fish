@@ -43,6 +43,7 @@ complete -c kvmctl -n '__fish_seen_subcommand_from check import screenshot' -F
 complete -c kvmctl -n '__fish_seen_subcommand_from media' -a 'cdrom0 cdrom1 (__kvmctl_images)'
 complete -c kvmctl -n '__fish_seen_subcommand_from list' -s w -l watch -d 'go on as they change'
 complete -c kvmctl -n '__fish_seen_subcommand_from list' -l no-legend -d 'without the names of columns'
+complete -c kvmctl -n '__fish_seen_subcommand_from list' -l all-hosts -d 'those of group.hosts in kvmd.conf, by ssh'
 complete -c kvmctl -n '__fish_seen_subcommand_from status' -s n -l lines -r -d 'how many of these (default 5)'
 complete -c kvmctl -n '__fish_seen_subcommand_from top' -s d -l delay -r -d 'from look to look (default 2)'
 complete -c kvmctl -n '__fish_seen_subcommand_from top' -l once -d 'look once only'

@@ -134,6 +134,13 @@ def test_files(guests: Guests) -> None:
     guests.call("Reload")
 
 
+NEXT_DOOR = """#!/bin/sh
+while [ "$1" != -- ]; do shift; done
+[ "$2" != dead ] || { echo 'ssh: connect to host dead: No route to host' >&2; exit 255; }
+exec sh -c "$3"
+"""
+
+
 def test_another_host(guests: Guests) -> None:
     """By ssh, of which the lab has one that only goes next door."""
     host = guests.host
@@ -143,7 +150,19 @@ def test_another_host(guests: Guests) -> None:
     done = host.run("env", "PATH=/root/bin:/usr/bin:/bin", "kvmctl", "-H", "root@next", "list", "--json")
     assert [guest["Name"] for guest in json.loads(done.stdout)] == ["far"]
     assert "as /root/bin/ssh" in done.stderr
-    host.run("rm", "-r", "/root/bin")
+    host.write("/root/bin/ssh", NEXT_DOOR)
+    host.run("chmod", "+x", "/root/bin/ssh")
+    host.write("/etc/kvmd/kvmd.conf", '[group]\nhosts = ["a", "dead", "b"]\n')
+    done = host.run("env", "PATH=/root/bin:/usr/bin:/bin", "kvmctl", "list", "--all-hosts", check=False)
+    assert [line.split()[:3] for line in done.stdout.splitlines()] == [
+        ["HOST", "NAME", "STATE"],
+        ["a", "far", "stopped"],
+        ["b", "far", "stopped"],
+    ]
+    assert (done.returncode, done.stderr) == (1, "kvmctl: dead: ssh: connect to host dead: No route to host\n")
+    host.run("rm", "-r", "/root/bin", "/etc/kvmd/kvmd.conf")
+    assert "names no hosts (write: [group]" in ctl(host, "list", "--all-hosts", status=1).stderr
+    guests.call("Reload")
 
 
 def test_a_console_misses_nothing(guests: Guests) -> None:

@@ -143,6 +143,15 @@ def test_a_guest_as_it_is_for_one_start() -> None:
 # kvmd.conf
 
 
+def test_a_group_of_hosts_has_one_identity() -> None:
+    text, conf = "[[network]]\n", parse_defaults('[group]\nidentity = "blue"\nhosts = ["a", "b"]\n', CONF)
+    files = [parse(text, Path("/etc/kvmd/web.toml"), HostIds(digit * 32), conf).guest for digit in "12"]
+    assert files[0] == files[1]
+    alone = parse(text, Path("/etc/kvmd/web.toml"), HostIds("1" * 32)).guest
+    assert alone.uuid != files[0].uuid
+    assert alone.nics[0].mac != files[0].nics[0].mac
+
+
 def test_defaults_lie_underneath() -> None:
     defaults = """
         memory = "2G"
