@@ -15,6 +15,8 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     steering |   | start, stop, restart, reset, pause, resume       | failure table bus guests progress console
     screen   |   | media, screenshot, view                          | failure table bus guests progress
     files    |   | new, edit, check                                 | failure
+    foreign  | * | what other tools write → a guest file            |
+    imports  |   | import                                           | failure files foreign
     install  |   | install                                          | failure bus guests progress console screen files
     log      |   | log                                              | failure bus guests
     main     |   | arguments, exit status, other hosts              | failure parser hosts

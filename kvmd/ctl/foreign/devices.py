@@ -1,0 +1,148 @@
+"""The devices of a libvirt domain → draft. Source: as in ``libvirt``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from xml.etree.ElementTree import Element
+
+from kvmd.ctl.foreign.draft import AGENT, SEALED, Draft, plain
+
+# What kvmd has its own of, or has no need of: nothing is lost.
+OURS = {
+    *("emulator", "controller", "input", "memballoon", "console", "serial", "video", "panic", "hub", "audio", "vsock"),
+    "rng",
+}
+TODO = {
+    "sound": ("a guest has no sound",),
+    "watchdog": ("a guest has none", 'restart = "always" starts one that ended'),
+    "redirdev": ("there is no SPICE to redirect USB by",),
+    "memory": ("memory devices are not known", "memory is what the domain has"),
+}
+
+
+def read(draft: Draft, element: Element) -> None:
+    for device in element:
+        handler = _READ.get(device.tag)
+        if handler:
+            handler(draft, device)
+        elif device.tag not in OURS:
+            draft.miss(f"<{device.tag}>", *TODO.get(device.tag, ("kvmd does not know it",)))
+
+
+def _source(disk: Element) -> str:
+    """A path, or nothing; a network disk or a volume of a pool is none."""
+    source = disk.find("source")
+    if source is None:
+        return ""
+    return plain(source.get("file") or source.get("dev") or source.get("name") or source.get("volume") or "?")
+
+
+def _disk(draft: Draft, element: Element) -> None:
+    target, driver = element.find("target"), element.find("driver")
+    device, path = element.get("device", "disk"), _source(element)
+    label = f"{device} {target.get('dev', '') if target is not None else ''}".strip()
+    if element.get("type", "file") not in ("file", "block"):
+        todo = "make it a file or a block device of this host, and write a [[disk]] by hand"
+        draft.miss(f"{label}: {element.get('type')} {path}", "kvmd has files and block devices", todo)
+    elif device == "cdrom":
+        draft.add_cdrom(label, path)
+    elif device != "disk":
+        draft.miss(f"{label} {path}".strip(), "a guest has none of these")
+    else:
+        bus = target.get("bus", "") if target is not None else ""
+        readonly = element.find("readonly") is not None
+        draft.add_disk(label, path, bus or "virtio", _attribute(driver, "type", "raw"), readonly=readonly)
+        below = [_source(each) for each in element.iter("backingStore")]
+        below = [path for path in below if path.startswith("/")]
+        if below and draft.disks and draft.disks[-1]["path"] == path:
+            draft.disks[-1]["backing"] = below
+    for tag in ("iotune", "encryption", "auth", "transient", "shareable"):
+        if element.find(tag) is not None:
+            draft.miss(f"{label}: {tag}", "kvmd does not know it")
+    if (element.findtext("serial") or "").strip():
+        serial = plain(element.findtext("serial") or "")
+        draft.miss(f"{label}: serial number {serial}", "disks have none", "use UUIDs in the guest")
+
+
+def _interface(draft: Draft, element: Element) -> None:
+    kind, source, mac, model = (
+        element.get("type", ""),
+        element.find("source"),
+        element.find("mac"),
+        element.find("model"),
+    )
+    given = dict(source.attrib) if source is not None else {}
+    name = plain(given.get("bridge") or given.get("network") or given.get("dev") or "")
+    draft.add_nic(f"{kind} {name}".strip(), _attribute(model, "type", "rtl8139"), _attribute(mac, "address", ""))
+    label = f"network interface {len(draft.nics)}"
+    if kind == "direct":
+        draft.name_interface("uplink", given.get("dev", ""))
+    for tag in ("vlan", "filterref", "bandwidth", "virtualport", "portForward"):
+        if element.find(tag) is not None:
+            todo = "set uplink to the VLAN's interface of the host" if tag == "vlan" else ""
+            draft.miss(f"{label}: {tag}", "kvmd does not know it", todo)
+
+
+def _attribute(element: Element | None, name: str, default: str) -> str:
+    return plain(element.get(name, default)) if element is not None else default
+
+
+def _graphics(draft: Draft, element: Element) -> None:
+    kind, port = element.get("type", ""), element.get("port", "-1")
+    if kind == "vnc" and port.isdecimal() and element.get("autoport") != "yes":
+        listen = element.find("listen")
+        draft.set_vnc(element.get("listen") or _attribute(listen, "address", "127.0.0.1"), int(port))
+    elif kind == "spice":
+        draft.miss("SPICE", "kvmd shows screens by VNC", "kvmctl view")
+    elif kind != "vnc":
+        draft.miss(f"graphics {kind}", "kvmd shows screens by VNC", "kvmctl view")
+    if element.get("passwd"):
+        draft.miss("the password of VNC", "no guest file has secrets of the screen", "display.password_file")
+
+
+def _tpm(draft: Draft, element: Element) -> None:
+    backend = element.find("backend")
+    if backend is not None and backend.get("type") != "emulator":
+        draft.miss(f"TPM {backend.get('type')}", "kvmd emulates one", "[tpm] enabled = true")
+        return
+    draft.tpm = True
+    draft.miss("the TPM's state", "the guest gets an empty one", SEALED)
+
+
+def _hostdev(draft: Draft, element: Element) -> None:
+    def number(tag: str, name: str) -> str:
+        found = element.find(f"source/{tag}")
+        return _attribute(found, name, "?").removeprefix("0x")
+
+    kind = element.get("type", "")
+    if kind == "usb":
+        named = f"{number('vendor', 'id')}:{number('product', 'id')}"
+    else:
+        domain, bus, slot, function = (number("address", each) for each in ("domain", "bus", "slot", "function"))
+        named = f"{domain}:{bus}:{slot}.{function}"
+    draft.miss(f"{kind} device {named} of the host".strip(), "kvmd hands none over")
+
+
+def _filesystem(draft: Draft, element: Element) -> None:
+    source, target = element.find("source"), element.find("target")
+    what = f"directory {_attribute(source, 'dir', '?')}, {_attribute(target, 'dir', '?')} in the guest"
+    draft.miss(what, "kvmd shares none", "use sshfs or NFS over the network")
+
+
+def _channel(draft: Draft, element: Element) -> None:
+    name = _attribute(element.find("target"), "name", "")
+    if name == "org.qemu.guest_agent.0":
+        draft.miss("the channel of the guest agent", "kvmd has none", AGENT)
+    elif not name.startswith("com.redhat.spice"):
+        draft.miss(f"channel {name}", "kvmd has none")
+
+
+_READ: dict[str, Callable[[Draft, Element], None]] = {
+    "disk": _disk,
+    "interface": _interface,
+    "graphics": _graphics,
+    "tpm": _tpm,
+    "hostdev": _hostdev,
+    "filesystem": _filesystem,
+    "channel": _channel,
+}
