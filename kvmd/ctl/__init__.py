@@ -16,6 +16,8 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     screen   |   | media, screenshot, view                          | failure table bus guests progress
     files    |   | new, edit, check                                 | failure
     foreign  | * | what other tools write → a guest file            |
+    health   |   | facts of a host → findings                       | failure table bus guests
+    doctor   |   | doctor                                           | failure table progress health
     imports  |   | import                                           | failure files foreign
     install  |   | install                                          | failure bus guests progress console screen files
     log      |   | log                                              | failure bus guests

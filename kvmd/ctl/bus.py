@@ -92,13 +92,13 @@ class Bus:
 
 
 @asynccontextmanager
-async def connect() -> AsyncIterator[Bus]:
-    """Raises ``Failure``."""
+async def connect(*, asks: bool = True) -> AsyncIterator[Bus]:
+    """``asks``: for a password, where one is wanted. Raises ``Failure``."""
     try:
         bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
     except (OSError, AuthError, EOFError) as error:
         raise Failure(f"cannot reach the system bus: {error} (does dbus run?)") from error
-    agent = _agent()
+    agent = _agent() if asks else None
     try:
         yield Bus(bus)
     finally:
