@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -164,8 +164,11 @@ class SystemBus:
         returns: str = "",
         patience: float = PATIENCE,
         room: asyncio.Semaphore | None = None,
+        fds: Sequence[int] = (),
     ) -> tuple[Any, ...]:
         """Call a method; the reply's values. ``target`` is destination, path, interface.
+
+        ``fds``: what handles ("h") in the body count; the caller keeps them.
 
         ``room``: of those who wait for such an answer; one who gives up after ``patience`` seconds stays in it until
         it has come, as the bus goes on to count it. Raises ``BusError``: an error reply, none in time, or one that is
@@ -173,7 +176,13 @@ class SystemBus:
         """
         destination, path, interface = target
         message = Message(
-            destination=destination, path=path, interface=interface, member=member, signature=signature, body=list(body)
+            destination=destination,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            unix_fds=list(fds),
         )
         try:
             async with asyncio.timeout(patience):
@@ -223,7 +232,7 @@ class SystemBus:
         self._answers[serial] = answer
         answer.add_done_callback(done)
         try:
-            self._transport.send(encode(message), [])
+            self._transport.send(encode(message), message.unix_fds)
         except BaseException:
             answer.cancel()
             raise

@@ -90,14 +90,14 @@ class Systemd:
                 job.set_result(UNKNOWN)
 
     async def _call(
-        self, target: tuple[str, str, str], member: str, signature: str = "", *body: object
+        self, target: tuple[str, str, str], member: str, signature: str = "", *body: object, fds: Sequence[int] = ()
     ) -> tuple[Any, ...]:
         """Call a method of systemd's, once more where the call was lost as PID 1 executed itself anew."""
         while True:
             try:
                 patience = RELOAD if member == "Reload" else PATIENCE
                 return await self._bus.call(
-                    target, member, signature, *body, returns=RETURNS.get(member, ""), patience=patience
+                    target, member, signature, *body, returns=RETURNS.get(member, ""), patience=patience, fds=fds
                 )
             except BusError as error:
                 if error.name != NO_REPLY:
@@ -128,10 +128,10 @@ class Systemd:
         if event := self._changed.get(path):
             event.set()
 
-    async def _job(self, member: str, signature: str, unit: str, *body: object) -> str:
+    async def _job(self, member: str, signature: str, unit: str, *body: object, fds: Sequence[int] = ()) -> str:
         self._calling += 1
         try:
-            (path,) = await self._call(MANAGER, member, signature, unit, *body)
+            (path,) = await self._call(MANAGER, member, signature, unit, *body, fds=fds)
             job = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
         finally:
             self._calling -= 1
@@ -174,19 +174,24 @@ class Systemd:
     async def start_transient(self, name: str, properties: Properties) -> None:
         """Start a transient unit: a scope of the processes named in ``properties``, or a service (StartTransientUnit).
 
+        A property of signature "h" is a descriptor, which the caller keeps.
         Raises ``StartFailed`` with systemd's reason.
         """
-        values = [[key, Variant(signature, value)] for key, signature, value in properties]
+        fds = [value for _key, signature, value in properties if signature == "h" and isinstance(value, int)]
+        values = [
+            [key, Variant(signature, fds.index(value) if isinstance(value, int) and signature == "h" else value)]
+            for key, signature, value in properties
+        ]
         start: tuple[Any, ...] = ("StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", values, [])
         try:
             try:
-                result = await self._job(*start)
+                result = await self._job(*start, fds=fds)
             except BusError as error:
                 if error.name != "org.freedesktop.systemd1.UnitExists":
                     raise
                 await self.clear_empty_scope(name)
                 await self.reset_failed(name)  # one that failed while nobody was there to look
-                result = await self._job(*start)
+                result = await self._job(*start, fds=fds)
         except BusError as error:
             raise StartFailed(f"systemd refused {name}: {error}") from error
         if result != "done":
