@@ -129,6 +129,16 @@ class Display:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """``[[share]]``: a directory of the host, by virtiofs; ``user``: whose eyes it is read with; None: anybody's."""
+
+    path: Path
+    tag: str
+    readonly: bool = True
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CloudInit:
     """``[cloud_init]``: what the file gives of a NoCloud seed; the rest is made. Secret, all of it."""
 
@@ -163,7 +173,10 @@ AS_ALWAYS = StartOptions()
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """One guest. ``memory`` in bytes, ``stop_timeout`` in seconds."""
+    """One guest. ``memory`` in bytes, ``stop_timeout`` in seconds.
+
+    ``usb``: devices of the host, by port ("1-1.2") or by vendor and product ("046d:c52b"). ``pci``: by full address.
+    """
 
     name: str
     file: Path
@@ -191,6 +204,10 @@ class Guest:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     cloud_init: CloudInit | None = None
     tpm: bool = False
+    shares: tuple[Share, ...] = ()
+    usb: tuple[str, ...] = ()
+    pci: tuple[str, ...] = ()
+    agent: bool = False
     qemu_args: tuple[str, ...] = ()
 
     @property
@@ -235,6 +252,10 @@ class Guest:
     def tpm_scope(self) -> str:
         """The transient scope that holds swtpm: by a name that no guest's scope has."""
         return f"kvtpm-{self.name}.scope"
+
+    def share_unit(self, position: int) -> str:
+        """The transient service of a shared directory's virtiofsd: by a name that no service of a person's has."""
+        return f"kvshare-{position}-{self.name}.service"
 
 
 def board(machine: str) -> Board:

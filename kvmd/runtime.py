@@ -9,6 +9,10 @@ pid stop_timeout        for kvmd@NAME.service and its stop helper
 ready                   there once the guest has said so
 vsock                   its address (CID), and the port of the host to which its systemd says it
 tpm                     the user ID of its TPM, where it has one
+pci                     the host's devices that it has, where it has any
+share0 …                roots of the virtiofsd of each shared directory, empty to all others
+agent                   socket of the guest agent's channel
+frozen                  there while the guest's file systems may be frozen
 qmp qmp.spare           monitor sockets, of the daemon and of the stop helper
 vnc                     the daemon's socket for viewers of its screen
 serial.in serial.out    FIFOs of the serial port; qemu.out is QEMU's stderr
@@ -158,6 +162,17 @@ class Runtime:
             }
         except (OSError, ValueError, TypeError, AttributeError):  # started by a version that did not write it
             return {}
+
+    def pci(self) -> tuple[str, ...]:
+        """Addresses of the host's devices that are in its hands."""
+        try:
+            return tuple((self.path / "pci").read_text().split())
+        except OSError:
+            return ()
+
+    def forget(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self.path / name).unlink()
 
     def note_ready(self) -> None:
         with contextlib.suppress(OSError):

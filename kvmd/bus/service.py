@@ -157,6 +157,15 @@ class GuestObject:
     async def ForceEjectMedia(self, device: str) -> None:
         await self._manager.eject_media(self._name, device, force=True)
 
+    async def AgentAddresses(self) -> list[str]:
+        return await self._manager.running(self._name).steering.agent.addresses()
+
+    async def FreezeFileSystems(self, seconds: int) -> int:
+        return await self._manager.running(self._name).steering.agent.freeze(seconds)
+
+    async def ThawFileSystems(self) -> int:
+        return await self._manager.running(self._name).steering.agent.thaw()
+
     async def ReadLog(self, lines: int) -> list[str]:
         return await self._manager.read_log(self._name, lines)
 

@@ -28,6 +28,7 @@ def settle(values: dict[str, Any], said: Values) -> dict[str, Any]:
     if kind == "microvm":
         _drop(values, said, "firmware")
         _drop(values["tpm"], said.get("tpm") or {}, "enabled")
+        _drop(values["agent"], said.get("agent") or {}, "enabled")
     if kind != "q35" or values.get("firmware") != "uefi" or "kernel" in values["boot"]:
         _drop(values, said, "secure_boot")
     if "kernel" not in values["boot"]:
@@ -87,6 +88,7 @@ def disagreements(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
         yield ("firmware",), "microvm has no UEFI", 'write "bios", or set machine = "q35"'
     if kind == "microvm" and values["tpm"].get("enabled"):
         yield ("tpm", "enabled"), "microvm has no TPM", 'set machine = "q35"'
+    yield from _devices(values, kind)
     if values.get("secure_boot"):
         if values.get("firmware") != "uefi":
             yield ("secure_boot",), "Secure Boot is UEFI's", 'set firmware = "uefi"'
@@ -178,6 +180,25 @@ def doubts(values: Values) -> Iterator[tuple[KeyPath, str, str]]:
         )
     if name == "legacy" and values.get("firmware") == "uefi":
         yield ("firmware",), "a system of old boots by BIOS", 'set firmware = "bios"'
+
+
+def _devices(values: Values, kind: Board) -> Iterator[tuple[KeyPath, str, str]]:
+    """Of the host, and the agent's channel to it."""
+    for name in ("share", "usb", "pci") if kind == "microvm" else ():
+        if values[name]:
+            yield (name, 0), "microvm has no PCI bus for it", 'set machine = "q35"'
+    if kind == "microvm" and values["agent"].get("enabled"):
+        yield ("agent", "enabled"), "microvm has no PCI bus for its channel", 'set machine = "q35"'
+    tags: set[str] = set()
+    for position, share in enumerate(values["share"]):
+        if (tag := share.get("tag")) and tag in tags:
+            yield ("share", position, "tag"), f"{show(tag)} is another share's, too", "choose another"
+        tags.add(tag)
+        if share.get("user") == "root":
+            yield ("share", position, "user"), "root would let the guest at all of it", "name another user"
+        elif share.get("readonly") is False and "user" not in share:
+            hint = "set user: who owns on the host what the guest writes"
+            yield ("share", position, "readonly"), "nobody is there to write in the guest's name", hint
 
 
 def _display(display: Values, kind: Board) -> Iterator[tuple[KeyPath, str, str]]:

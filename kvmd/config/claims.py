@@ -71,6 +71,12 @@ def _claims(file: GuestFile) -> Iterator[_Claim]:
             yield _Claim(file, ("cdrom", position, "path"), cdrom.path, shared=True)
     if guest.display.address:
         yield _Claim(file, ("display", "address"), guest.display.address)
+    for position, device in enumerate(guest.usb):
+        if device:
+            yield _Claim(file, ("usb", position, "device"), device)
+    for position, device in enumerate(guest.pci):
+        if device:
+            yield _Claim(file, ("pci", position, "address"), device)
     for position, nic in enumerate(guest.nics):
         path: KeyPath = ("network", position)
         yield _Claim(file, (*path, "tap"), nic.tap)

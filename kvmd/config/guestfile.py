@@ -32,6 +32,7 @@ from kvmd.guest import (
     Guest,
     Nic,
     Serial,
+    Share,
     Vsock,
 )
 
@@ -162,6 +163,10 @@ def _build(name: str, file: Path, values: Values, host: HostIds) -> Guest:
         credentials=_given(values["credentials"]),
         cloud_init=CloudInit(**_given(values["cloud_init"])) if values["cloud_init"] is not None else None,
         tpm=values["tpm"].get("enabled") or False,
+        shares=tuple(Share(**{"path": Path(), "tag": "", **_given(share)}) for share in values["share"]),
+        usb=tuple(entry.get("device") or "" for entry in values["usb"]),
+        pci=tuple(entry.get("address") or "" for entry in values["pci"]),
+        agent=values["agent"].get("enabled") or False,
         qemu_args=values["qemu"].get("args") or (),
     )
 

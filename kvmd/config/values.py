@@ -217,6 +217,42 @@ def image(value: object) -> Path:
     return IMAGES / path
 
 
+def host_directory(value: object) -> Path:
+    path = Path(line(value))
+    if not path.is_absolute() or ".." in path.parts:
+        raise Wrong(f"{show(value)} is not the absolute path of a directory", 'begin it with "/", without ".."')
+    if not path.name:
+        raise Wrong(f"{show(value)} is all there is on this host", "name a directory")
+    return path
+
+
+def tag(value: object) -> str:
+    """What a guest mounts; virtio has room for 36 bytes."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,36}", line(value)):
+        raise Wrong(f"{show(value)} cannot be a tag", 'use letters, digits and "_.-", at most 36')
+    return line(value)
+
+
+def usb_device(value: object) -> str:
+    word = line(value).lower()
+    if not re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{4}|[0-9]{1,3}-[0-9]{1,3}(\.[0-9]{1,3}){0,6}", word):
+        hint = (
+            'write vendor and product as lsusb shows them: "046d:c52b", or the port as lsusb -t and dmesg do: "1-1.2"'
+        )
+        raise Wrong(f"{show(value)} is not a USB device", hint)
+    return word
+
+
+def pci_device(value: object) -> str:
+    """With its domain, which is 0000 where none is given."""
+    match = re.fullmatch(r"([0-9a-f]{4}:)?([0-9a-f]{2}:[01][0-9a-f]\.[0-7])", line(value).lower())
+    if not match:
+        raise Wrong(
+            f"{show(value)} is not the address of a PCI device", 'write it as lspci -D shows it: "0000:03:00.0"'
+        )
+    return f"{match[1] or '0000:'}{match[2]}"
+
+
 def host_file(value: object) -> Path:
     path = Path(line(value))
     if not path.is_absolute() or not path.name or ".." in path.parts:

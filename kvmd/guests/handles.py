@@ -10,6 +10,7 @@ from typing import Literal
 
 from kvmd.errors import StartFailed
 from kvmd.guest import BootDevice, CloudInit, Disk, Guest, Nic
+from kvmd.guests.borrowed import Borrowed
 from kvmd.guests.readiness import Readiness
 from kvmd.guests.tpm import Tpm
 from kvmd.network.dnsmasq import resolvers
@@ -43,6 +44,7 @@ async def open_handles(
     lan: Lan,
     readiness: Readiness,
     tpm: Tpm,
+    borrowed: Borrowed,
     descriptors: Descriptors,
     undo: AsyncExitStack,
     say: Callable[[str], None],
@@ -79,6 +81,7 @@ async def open_handles(
             firmware=files.firmware,
             tpm=stream,
             vnc_password=files.vnc_password,
+            of_the_host=await borrowed.open(user, descriptors, undo),
         ),
     )
 

@@ -19,6 +19,7 @@ from kvmd.console.streams import Streams
 from kvmd.errors import KvmdError, StartFailed, Timeout, Unavailable
 from kvmd.guest import Guest, StartOptions
 from kvmd.guests import ending
+from kvmd.guests.borrowed import Borrowed
 from kvmd.guests.handles import InUse, Use, open_handles
 from kvmd.guests.nics import Nics
 from kvmd.guests.readiness import Readiness
@@ -99,11 +100,12 @@ class Machine:
         self.ready = self._readiness.ready
         self._nics = Nics(guest, host.lan, host.dnsmasq)
         self._tpm = Tpm(guest, host.systemd, lambda: bool(self._end), self._say_tpm_lost)
+        self._borrowed = Borrowed(guest, self._runtime, host.systemd, lambda: bool(self._end), self._say_device_lost)
         self._state = State.STARTING
         self._undo = AsyncExitStack()
         self._qmp = Qmp(self._on_event, self._say_lost)
         self._stall = Stall(self._booted)
-        self.steering = Steering(self._booted, self._runtime, self._qmp, self._stall)
+        self.steering = Steering(self._booted, self._runtime, self._qmp, self._stall, self._warn)
         self._told: str | None = None
         self._asking: asyncio.Task[None] | None = None
         self._unregistered = False
@@ -196,7 +198,7 @@ class Machine:
         users.publish(self.guest.name, user)
         streams.keep()
         with Descriptors() as descriptors:
-            host = (self._runtime, self._host.lan, self._readiness, self._tpm)
+            host = (self._runtime, self._host.lan, self._readiness, self._tpm, self._borrowed)
             warnings, self.uses, handles = await open_handles(
                 booted, accelerator, user, *host, descriptors, undo, self._warn, in_use, options.boot
             )
@@ -209,6 +211,8 @@ class Machine:
             process, release, give_up = await spawn(command, descriptors, user, stderr)
         self._own_process(undo, process)
         self._tpm.watch(process)
+        self._borrowed.watch(process)
+        undo.callback(self.steering.agent.close)
         try:
             await self._host.systemd.start_transient(self.guest.scope, scope.properties(self.guest, process.pid))
         except BaseException as error:
@@ -251,6 +255,9 @@ class Machine:
         self._undo.push_async_callback(self.steering.screen.close)
         self._nics.adopt(self._undo)
         await self._tpm.adopt(process, self._undo)
+        await self._borrowed.adopt(process, self._undo)
+        self._undo.callback(self.steering.agent.close)
+        self.steering.agent.adopt()
         self.released.set()
         invocation = self._runtime.invocation()
         streams.follow(invocation, resume=True)
@@ -298,6 +305,9 @@ class Machine:
     def _say_tpm_lost(self) -> None:
         what = f"Guest {self.guest.name} has lost its TPM: it runs on, but ends at its next reset"
         self._say(Event.TPM, f"{what} (systemctl restart kvmd@{self.guest.name})", LOG_WARNING)
+
+    def _say_device_lost(self, what: str) -> None:
+        self._say(Event.SHARE, f"Guest {self.guest.name} {what}", LOG_WARNING)
 
     def _choose_accelerator(self, kvm: Kvm) -> Literal["kvm", "tcg"]:
         if self.guest.accelerator == "tcg":
@@ -467,6 +477,7 @@ class Machine:
         self._leave()
         await self._end_start(at_once=not self._greeted)
         deadline = time.monotonic() + self.guest.stop_timeout
+        self.steering.agent.begin_to_shut_down()
         failed = f"did not power off within {self.guest.stop_timeout:g} s"
         while not self.closed.is_set() and (left := deadline - time.monotonic()) > 0:
             # Pressed before the guest's ACPI driver is up it is lost for ever: press again.

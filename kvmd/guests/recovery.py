@@ -14,7 +14,7 @@ from kvmd.console.streams import bury
 from kvmd.errors import KvmdError, StartFailed
 from kvmd.guests.ending import CRASH, EVENTS, OOM, PANIC, REASONS
 from kvmd.guests.machine import Host, Machine
-from kvmd.qemu import users
+from kvmd.qemu import pci, users
 from kvmd.runtime import Runtime
 from kvmd.systemd import fdstore
 from kvmd.systemd.journal import Event, synchronize
@@ -84,6 +84,7 @@ async def _adopt(name: str, host: Host, ids: HostIds, changed: Callable[[str], N
 
 
 async def _bury(name: str, host: Host) -> None:
+    pci.take_back(Runtime(name).pci())
     try:
         await bury(name, host.journal)
     except Exception as error:  # noqa: BLE001  # as above

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from kvmd.errors import Unavailable
 from kvmd.guest import BootDevice, Guest
+from kvmd.guests.agent import Agent
 from kvmd.guests.media import Media
 from kvmd.guests.screen import Screen
 from kvmd.guests.stall import ASLEEP, Stall
@@ -20,7 +22,10 @@ AGAIN = 1.0  # seconds in which a guest that goes on comes to the error that it 
 class Steering:
     """Each raises ``QmpError`` where QEMU refuses, or does not answer any more."""
 
-    def __init__(self, guest: Guest, runtime: Runtime, qmp: Qmp, stall: Stall) -> None:
+    def __init__(
+        self, guest: Guest, runtime: Runtime, qmp: Qmp, stall: Stall, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.agent = Agent(guest, runtime, warn)
         self.media = Media(guest, runtime, qmp, stall)
         self.screen = Screen(guest, runtime, qmp)
         self._name = guest.name

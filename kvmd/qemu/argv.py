@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from kvmd.profile import PROFILES, Profile
 from kvmd.qemu.display import display_args
 from kvmd.qemu.drives import Image, bootindex, drive_args
 from kvmd.qemu.firmware import Firmware, firmware_args, tpm_args
+from kvmd.qemu.passthrough import OfTheHost, passthrough_args
 
 MAX_QUEUES = 8  # of a NIC: each costs memory, interrupts and a vhost thread
 
@@ -64,6 +65,7 @@ class Handles:
     firmware: Firmware | None = None
     tpm: int | None = None
     vnc_password: int | None = None
+    of_the_host: OfTheHost = field(default_factory=OfTheHost)
 
 
 def argv(guest: Guest, handles: Handles) -> list[str]:
@@ -144,6 +146,8 @@ def argv(guest: Guest, handles: Handles) -> list[str]:
             "-device", f"vhost-vsock-pci,guest-cid={vsock.cid},vhostfd={vsock.fd}",
             "-smbios", f"type=11,value=io.systemd.credential:vmm.notify_socket=vsock-stream:2:{vsock.port}",
         ]  # fmt: skip
+    shared = "usb0.0" if profile.tablet and guest.board == "q35" else None
+    args += passthrough_args(guest, handles.of_the_host, shared)
     for fd in handles.credentials:
         args += ["-smbios", f"type=11,path=/proc/self/fd/{fd}"]
     return [*args, *guest.qemu_args]

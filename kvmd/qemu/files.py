@@ -43,6 +43,28 @@ def open_file(path: Path, what: str, *, write: bool = False, uid: int = 0) -> in
         raise StartFailed(f"cannot open the {what} {path}: {error.strerror}{hint}") from error
 
 
+def open_directory(path: Path, what: str) -> tuple[Path, os.stat_result]:
+    """Where a directory really is, and what it is: whoever uses it later looks whether it still is that.
+
+    Raises ``StartFailed``.
+    """
+    try:
+        found, owners = _walk(path)
+        try:
+            status = os.fstat(found)
+            real = Path(f"/proc/self/fd/{found}").readlink()
+        finally:
+            os.close(found)
+    except OSError as error:
+        raise StartFailed(f"cannot open the {what} {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise StartFailed(f"cannot use the {what} {path}: it is not a directory")
+    if strangers := owners - {0, status.st_uid}:
+        whose = f"of user {min(strangers)} leads there, to a directory of user {status.st_uid}"
+        raise StartFailed(f"cannot use the {what} {path}: a link {whose} (name the directory itself)")
+    return real, status
+
+
 def open_readable(path: Path, what: str, memory: int) -> int:
     """A descriptor that QEMU's user can open again through /proc/self/fd: of the file, or of a copy in memory.
 

@@ -46,6 +46,7 @@ class Event(Enum):
     DISK = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a0f"
     NOT_REGISTERED = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a10"
     TPM = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a12"
+    SHARE = "6f1c0a1f6d5d4c0e9d5f0b6f8f3c2a13"
 
 
 def encode(fields: Mapping[str, str]) -> bytes:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
-from kvmd.guest import Guest
+from kvmd.guest import Guest, Share
 
 # At host shutdown the daemon ends a guest within its stop_timeout; systemd waits this much longer before it kills.
 STOP_MARGIN = 10.0
+
+MS_REC = 1 << 14  # linux/mount.h: what is mounted below, too
+FILES = 1 << 16  # that a virtiofsd may have open: one for each that its guest knows
 
 
 def properties(guest: Guest, pid: int) -> list[tuple[str, str, object]]:
@@ -41,6 +46,51 @@ def tpm_properties(guest: Guest, pid: int) -> list[tuple[str, str, object]]:
         ("RefuseManualStop", "b", True),
         ("TimeoutStopUSec", "t", round(STOP_MARGIN * 1_000_000)),
         ("CollectMode", "s", "inactive-or-failed"),
+    ]
+
+
+def share_properties(
+    guest: Guest, share: Share, source: Path, command: Sequence[str], capabilities: int, root: Path, listener: int
+) -> list[tuple[str, str, object]]:
+    """As ``tpm_properties``, for the virtiofsd of a shared directory: a service, whose sandbox systemd makes.
+
+    ``source``: what is to be /share in ``root``, an empty directory. Its standard input is ``listener``. Without
+    ``user`` it is one that systemd makes up for it.
+    """
+    programs = [[path, path, True, MS_REC] for path in ("/usr", "/bin", "/lib", "/lib64")]
+    shared = [[str(source), "/share", False, MS_REC]]
+    return [
+        ("Description", "s", f"{share.path} for guest {guest.name}"),
+        ("Slice", "s", "machine.slice"),
+        ("After", "as", ["kvmd-guests.target"]),
+        ("Before", "as", [guest.scope, guest.unit]),
+        ("RefuseManualStop", "b", True),
+        ("TimeoutStopUSec", "t", round(STOP_MARGIN * 1_000_000)),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("Type", "s", "exec"),
+        ("ExecStartEx", "a(sasas)", [[command[0], list(command), ["no-env-expand"]]]),
+        ("StandardInputFileDescriptor", "h", listener),
+        ("SyslogIdentifier", "s", "virtiofsd"),
+        ("User", "s", share.user) if share.user else ("DynamicUser", "b", True),
+        ("CapabilityBoundingSet", "t", capabilities),
+        ("AmbientCapabilities", "t", capabilities),
+        ("NoNewPrivileges", "b", True),
+        ("RootDirectory", "s", str(root)),
+        ("MountAPIVFS", "b", True),
+        ("BindReadOnlyPaths", "a(ssbt)", programs + (shared if share.readonly else [])),
+        *([] if share.readonly else [("BindPaths", "a(ssbt)", shared)]),
+        ("PrivateNetwork", "b", True),
+        ("PrivateIPC", "b", True),
+        ("DevicePolicy", "s", "closed"),
+        ("ProtectProc", "s", "invisible"),
+        ("ProtectKernelTunables", "b", True),
+        ("ProtectControlGroups", "b", True),
+        ("RestrictRealtime", "b", True),
+        ("RestrictSUIDSGID", "b", True),
+        ("RestrictNamespaces", "t", 0),
+        ("LockPersonality", "b", True),
+        ("LimitNOFILE", "t", FILES),
+        ("UMask", "u", 0o022),
     ]
 
 

@@ -9,11 +9,15 @@ The initrd (its /init is the file beside this one) understands on the kernel com
     kvmd.disk=1                    counts boots and stops in the first sector of the first disk, and prints them
     kvmd.ping=ADDRESS,…            then pings, and prints "guest: ping ADDRESS ok" or "failed"
     kvmd.deaf=1                    ignores the power button
+    kvmd.agent=1                   runs the QEMU guest agent, in an initrd that has it
+    kvmd.share=TAG                 mounts that virtiofs at /share
     kvmd.install=1                 asks, writes system.img of the CD to the first disk, and reboots
 
 and on ttyS0, a line each: echo X, ping ADDRESS, flood N, poweroff, reboot, panic, sh COMMAND.
 
 Other DHCP clients than busybox' come in an initrd that is appended: dhclient, and systemd-networkd.
+
+QEMU's guest agent comes in one that is appended, too.
 
 Another initrd has systemd in it, as PID 1, and one service. It prints "guest: starting", waits for a line "go", and
 prints "guest: serving"; then the system is up.
@@ -25,11 +29,12 @@ import lzma
 import re
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .roots import root
-from .store import built, key
+from .roots import overlay, root, systems
+from .store import CACHE, built, key
 
 File = tuple[str, int, bytes]  # path, mode, content
 
@@ -40,6 +45,7 @@ CMDLINE = "console=ttyS0 quiet cryptomgr.notests init_on_alloc=0 mitigations=off
 MODULES = [
     "button", "evdev", "virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod",
     "ata_piix", "ahci", "nvme", "e1000", "e1000e", "8139cp", "pvpanic-pci", "ext4", "cdrom", "isofs",
+    "virtiofs", "virtio_console",
 ]
 APPLETS = [
     "sh", "mount", "umount", "stty", "cat", "cut", "grep", "insmod", "ip", "udhcpc", "udhcpc6", "head", "tr", "dd",
@@ -132,6 +138,32 @@ def clients_initrd(release: str = "bookworm") -> Path:
         path.write_bytes(base.read_bytes() + b"".join(cpio(client_files(tree))))
 
     return built(f"clients-initrd-{release}", sources, write)
+
+
+AGENT = "/usr/sbin/qemu-ga"
+SHUTDOWN = "#!/bin/sh\necho 'guest: the agent powers off' >/dev/ttyS0\nstty -F /dev/ttyS0 -echo\npoweroff -f\n"
+
+
+def agent_initrd(release: str = "bookworm") -> Path:
+    """The guest's initrd with QEMU's guest agent of bookworm."""
+    tree, base = root("bookworm"), initrd(release)
+    sources = key(tree.name, systems().name, base.name, Path(__file__).read_bytes())
+
+    def write(path: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="agent-") as name:
+            directory = Path(name)
+            with overlay(directory / "upper", [tree, systems()], directory / "tree") as merged:
+                path.write_bytes(base.read_bytes() + b"".join(cpio(agent_files(merged))))
+
+    return built(f"agent-initrd-{release}", sources, write)
+
+
+def agent_files(tree: Path) -> Iterator[File]:
+    for directory in ("usr", "usr/lib", "usr/sbin", "sbin", "lib64", "etc", "etc/qemu", "run", "var"):
+        yield directory, 0o040755, b""
+    yield "var/run", 0o120777, b"/run"
+    yield "sbin/shutdown", 0o100755, SHUTDOWN.encode()
+    yield from programs(tree, [AGENT])
 
 
 def client_files(tree: Path) -> Iterator[File]:

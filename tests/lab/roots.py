@@ -31,7 +31,7 @@ OF_RELEASE = {"bookworm": [], "trixie": ["virtiofsd"]}
 # Systems and boot loaders as they are, of bookworm.
 SYSTEMS = [
     "memtest86+", "grub-rescue-pc", "ipxe", "grub-efi-amd64-bin", "grub-efi-amd64-signed", "shim-signed",
-    "isolinux", "syslinux-common", "debian-installer-12-netboot-amd64",
+    "isolinux", "syslinux-common", "debian-installer-12-netboot-amd64", "qemu-guest-agent",
 ]
 # fmt: on
 

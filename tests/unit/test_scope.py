@@ -10,7 +10,7 @@ from dbus_next.signature import SignatureTree, Variant
 
 from kvmd.config.limits import INFINITY, LIMITS
 from kvmd.config.values import Wrong
-from kvmd.guest import Guest, Limit
+from kvmd.guest import Guest, Limit, Share
 from kvmd.systemd import scope
 
 GUEST = Guest("web", Path("/etc/kvmd/web.toml"), UUID(int=1), stop_timeout=20.0)
@@ -27,6 +27,20 @@ def test_properties() -> None:
         ("TimeoutStopUSec", "t", 30_000_000),
         ("CollectMode", "s", "inactive"),
     ]
+
+
+def test_a_shared_directory_is_mounted_read_only_unless_a_user_writes() -> None:
+    root, source = Path("/run/kvmd/web/share0"), Path("/srv/music")
+    where = (source, ["/bin/sh"], 0, root, 7)
+    mine = {name: value for name, _, value in scope.share_properties(GUEST, Share(source, "music"), *where)}
+    mount = ["/srv/music", "/share", False, scope.MS_REC]
+    assert mount in mine["BindReadOnlyPaths"]  # type: ignore[operator]
+    assert (mine["DynamicUser"], mine["StandardInputFileDescriptor"], mine["RootDirectory"]) == (True, 7, str(root))
+    assert mine.keys().isdisjoint({"BindPaths", "User"})
+    hers = {name: value for name, _, value in scope.share_properties(GUEST, Share(source, "m", False, "eve"), *where)}
+    assert (hers["BindPaths"], hers["User"]) == ([mount], "eve")
+    assert mount not in hers["BindReadOnlyPaths"]  # type: ignore[operator]
+    assert "DynamicUser" not in hers
 
 
 def test_limits_come_last() -> None:
