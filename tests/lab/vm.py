@@ -20,6 +20,7 @@ from .store import CACHE, LabError, built, command, key
 HERE = Path(__file__).resolve().parent
 PORTS = 8  # commands that can run at a time
 SIZE = "6G"
+SPARE = "0000:00:1c.0"  # an NVMe disk that nothing needs, behind an IOMMU
 BOOT_TIMEOUT = 100.0
 STOP_TIMEOUT = 180.0
 
@@ -122,6 +123,7 @@ class VM(Machine):
         self._run = Run.new(self.name)
         disk = self.directory / "disk.qcow2"
         command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, disk)
+        command("qemu-img", "create", "-q", "-f", "raw", self.directory / "spare.raw", "1M")
         self.boot()
 
     def boot(self) -> None:
@@ -133,11 +135,14 @@ class VM(Machine):
             "-cpu", self.cpu, "-smp", str(self.smp), "-m", str(self.memory),
             "-nodefaults", "-no-reboot", "-display", "none",
             "-kernel", guests.unpacked_kernel(self.release), "-initrd", initrd(self.release),
-            "-append", f"{guests.CMDLINE} root=/dev/vda rw panic=-1",
+            "-append", f"{guests.CMDLINE} root=/dev/vda rw panic=-1 iommu=pt",
             "-drive", f"file={self.directory / 'disk.qcow2'},format=qcow2,if=virtio,cache=unsafe",
             "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
             "-device", "virtio-rng-pci",
             "-device", "virtio-serial-pci,id=agent",
+            "-device", "intel-iommu",
+            "-drive", f"file={self.directory / 'spare.raw'},format=raw,if=none,id=spare",
+            "-device", f"nvme,serial=spare,drive=spare,addr={SPARE[8:]}",
         ]
         with ExitStack() as stack:
             listeners = [stack.enter_context(self._listener(port)) for port in range(PORTS)]

@@ -88,6 +88,35 @@ def test_storage_that_does_not_answer(vm: lab.VM) -> None:
     vm.run("umount", "/srv/frozen")
 
 
+@pytest.mark.xdist_group("vm")
+def test_a_pci_device_of_the_host(vm: lab.VM) -> None:
+    """A guest reads and writes the machine's spare disk by a driver of its own; what is in the way before is said."""
+    guests, spare = Guests(vm), lab.vm.SPARE
+    guests.linux("driver", cmdline="kvmd.disk=1", extra=f'[[pci]]\naddress = "{spare[5:]}"\n')
+
+    def refusal() -> str:
+        return str(guests.call("StartGuest", "s", "driver", check=False).stderr)
+
+    vm.run("modprobe", "nvme")
+    vm.run("modprobe", "vfio-pci")
+    hint = f"(driverctl set-override {spare} vfio-pci)"
+    assert f"PCI device {spare} cannot be handed over: it is in the hands of the host's driver nvme {hint}" in refusal()
+    device = f"/sys/bus/pci/devices/{spare}"
+    vm.run("sh", "-ec", f"echo vfio-pci >{device}/driver_override; echo {spare} >{device}/driver/unbind")
+    assert f"PCI device {spare} cannot be handed over: it is not bound to vfio-pci {hint}" in refusal()
+    vm.run("sh", "-ec", f"echo {spare} >/sys/bus/pci/drivers_probe")
+    node = f"/dev/vfio/{vm.run('readlink', f'{device}/iommu_group').stdout.strip().rpartition('/')[2]}"
+    for boots in (1, 2):
+        since = vm.cursor()
+        guests.start("driver")
+        guests.wait("driver", f"^guest: disk boots={boots} stops={boots - 1}$", since)
+        assert vm.run("stat", "-c", "%U", node).stdout != "root\n"
+        vm.run("systemctl", "restart", "kvmd")
+        vm.run("systemctl", "stop", "kvmd@driver")
+        assert vm.run("stat", "-c", "%U", node).stdout == "root\n"
+    guests.clear()
+
+
 # Two more LANs: behind a VLAN of a trunk, and behind a bond whose two cables end at one switch.
 UPLINKS = """set -e
 ip netns add farm
