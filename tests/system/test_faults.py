@@ -1,6 +1,6 @@
 """Guests outlive everything but their own end: things are broken at random instants, and all is counted.
 
-KVMD_FAULTS=N injections instead of some 200, KVMD_SEED=N for the same ones once more, KVMD_RELEASE=trixie on Debian 13.
+KVMD_FAULTS=N injections instead of some 100, KVMD_SEED=N for the same ones once more, KVMD_RELEASE=trixie on Debian 13.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .guests import Guests
 pytestmark = pytest.mark.xdist_group("faults")
 
 HERE = Path(__file__).resolve().parent
-COUNT = int(os.environ.get("KVMD_FAULTS", "200"))
+COUNT = int(os.environ.get("KVMD_FAULTS", "100"))
 RELEASE = os.environ.get("KVMD_RELEASE", "bookworm")
 SECONDS_PER_FAULT = 5.0  # all else is a machine that hangs
 ADOPTION = 1.0  # seconds
