@@ -228,9 +228,9 @@ def agent(count: str) -> dict[str, object]:
     flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
     for _ in range(int(count)):
         bus.send(bus.message(member="StartGuest", signature="s", body=["steady"], flags=flags, **KVMD))
-    answers, asked, end = Counter[str](), 0, time.monotonic() + 5
+    answers, asked, end = Counter[str](), 0, time.monotonic() + 30
     bus.socket.settimeout(1)
-    while time.monotonic() < end:
+    while asked + answers.total() < int(count) and time.monotonic() < end:
         try:
             for kind, _serial, _error, text in bus.read():
                 if kind == MessageType.METHOD_CALL.value:

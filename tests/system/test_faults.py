@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 COUNT = int(os.environ.get("KVMD_FAULTS", "100"))
 RELEASE = os.environ.get("KVMD_RELEASE", "bookworm")
 SECONDS_PER_FAULT = 5.0  # all else is a machine that hangs
-ADOPTION = 1.0  # seconds
+ADOPTION = 4.0  # seconds: that nothing stands still; how fast it is, tests/bench says
 
 GUEST = 'memory = "32M"\naccelerator = "tcg"\nstop_timeout = "20s"\n[qemu]\nargs = ["-bios", "/var/lib/kvmd/rom"]\n'
 
@@ -97,8 +97,8 @@ def test_a_thousand_objects_and_a_full_socket(battered: lab.Host) -> None:
     figures = inside(battered, "objects", 1000, timeout=120)
     assert figures["same daemon"]
     assert (figures["GuestNew"], figures["GuestRemoved"], figures["InterfacesAdded"]) == (1000, 1000, 1000)
-    assert figures["ListGuests s"] < 1
-    assert figures["GetManagedObjects s"] < 1
+    assert figures["ListGuests s"] < 5
+    assert figures["GetManagedObjects s"] < 5
     assert max(figures["frozen MiB"], figures["MiB"]) < 64
     assert not complaints(battered, since)
 
@@ -158,7 +158,7 @@ def test_a_qemu_that_hangs_holds_up_nobody(battered: lab.Host) -> None:
     battered.run("systemctl", "start", "kvmd")
     daemon = battered.show("kvmd.service")
     ready, begin = (int(daemon[f"{key}TimestampMonotonic"]) for key in ("ActiveEnter", "ExecMainStart"))
-    assert ready - begin < 2_000_000
+    assert ready - begin < 6_000_000
     assert [guests.get(name, "State") for name in ("hangs", "beside")] == ["running", "running"]
     battered.run("kill", "-CONT", str(pid))
     battered.run("systemctl", "stop", "kvmd@hangs", "kvmd@beside")
