@@ -10,6 +10,8 @@ from kvmd.config.agreement import ROOM
 from kvmd.config.guestfile import HostIds, parse
 from kvmd.ctl import imports
 from kvmd.ctl.foreign import draft, libvirt
+from kvmd.ctl.foreign.borrowed import add_share
+from kvmd.ctl.foreign.borrowed import number as c_number
 from kvmd.ctl.foreign.draft import Draft, NotReadable, backing_of, format_of, name_of, render, settle
 from kvmd.ctl.foreign.options import key_values, size
 from kvmd.ctl.foreign.shell import read as read_shell
@@ -30,6 +32,7 @@ def carried(file: Path) -> tuple[str, list[str]]:
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/anna")
+    monkeypatch.setenv("USER", "Anna")
 
 
 @pytest.mark.parametrize("file", sorted(SOURCES.glob("*.[xsc]*")), ids=lambda file: file.name)
@@ -80,6 +83,13 @@ def test_refused(text: str, why: str) -> None:
         "<domain><memory unit='TiB'>999999999999999</memory><cpu><model>a b</model></cpu></domain>",
         "<domain><os><kernel>/a/../b</kernel><initrd>c</initrd></os><devices><interface type='direct'>"
         "<source dev='..'/></interface></devices></domain>",
+        "<domain><devices><hostdev type='pci'><source><address bus='0xfffff' slot='x'/></source></hostdev>"
+        "<hostdev type='usb'><source><vendor id='09'/></source></hostdev><interface type='hostdev'/>"
+        "<filesystem><source dir='/'/><target dir='\u00e4'/></filesystem></devices></domain>",
+        "kvm -device usb-host -device vfio-pci -device virtio-9p-pci,fsdev=x -fsdev -pcidevice -usbdevice host:",
+        "kvm -virtfs local,path=/,mount_tag=a -virtfs local,path=x -virtfs -runas 0 -device usb-host,vendorid=-1",
+        "ostype: \nhostpci0: \nusb0: \nvirtiofs0: \nagent: \nhostpci1: ;;,mdev\nusb1: mapping=\nhostpci2: 00:1f;zz\n",
+        'guest_os=x\ndisk_img=y\npublic_dir=/\nusb_devices=(1 2:3:4 "" )\n',
         "guest_os=\ndisk_img=\nram=-1\ncpu_cores=x\n",
         "guest_os=${guest_os}${disk_img}\ndisk_img=$(rm -rf /)\n",
     ],
@@ -156,3 +166,61 @@ def test_names(said: str) -> None:
 def test_memory_in_all_of_libvirts_units() -> None:
     for said, meant in (("<memory>1048576</memory>", "1G"), ("<memory unit='b'>1073741824</memory>", "1G")):
         assert libvirt.read(f"<domain>{said}</domain>").top["memory"] == meant
+
+
+def of_the_host(text: str) -> Draft:
+    got, origin = imports.understand(text, "/home/anna", "/")
+    got.name = "x"
+    settle(got)
+    parse(render(got, origin), Path("/etc/kvmd/x.toml"), HOST)
+    return got
+
+
+def test_numbers_are_read_as_c_reads_them() -> None:
+    assert [c_number(said) for said in ("0x1F", "017", "31", "0")] == [31, 15, 31, 0]
+    assert [c_number(said) for said in ("", "09", "x", "-1", "1f", "0x")] == [None] * 6
+
+
+def test_devices_of_the_host_as_qemu_has_named_them() -> None:
+    got = of_the_host(
+        "kvm -usbdevice host:46d:c52b -usbdevice host:1.4 -device usb-host,hostbus=1,hostport=1.2 "
+        "-device usb-host,vendorid=1321,productid=1 -device usb-host,hostbus=1,hostaddr=4 -usbdevice host:046d:c52b "
+        "-pcidevice host=06:00.0 -device pci-assign,host=06:00.1 -device vfio-pci,host=0001:06:00.2,x-vga=on "
+        "-device vfio-pci-nohotplug,sysfsdev=/sys/bus/pci/devices/0000:07:00.0"
+    )
+    assert got.usb == ["046d:c52b", "1-1.2", "0529:0001"]
+    assert got.pci == ["0000:06:00.0", "0000:06:00.1", "0001:06:00.2", "0000:07:00.0"]
+    assert [line.split(":")[0] for line in got.missed if not line.startswith("network")] == [
+        "-usbdevice host",
+        "-device usb-host,hostbus=1,hostaddr=4",
+        "-usbdevice host",
+        "the driver of 0000",
+        "the driver of 0000",
+        "-device vfio-pci,host=0001",
+    ]
+
+
+def test_a_directory_is_written_to_only_in_the_name_of_a_user() -> None:
+    line = "kvm -fsdev local,id=f,path=share,security_model=none -device virtio-9p-pci,fsdev=f,mount_tag=s"
+    assert of_the_host(f"{line} -runas anna").shares == [
+        {"path": "/home/anna/share", "tag": "s", "readonly": False, "user": "anna"}
+    ]
+    for user in ("root", "1000:1000"):
+        got = of_the_host(f"{line} -runas {user}")
+        assert got.shares == [{"path": "/home/anna/share", "tag": "s", "readonly": True}]
+        assert any(said.startswith("writing to /home/anna/share: it is not known who") for said in got.missed)
+
+
+def test_tags_are_made_to_fit_and_differ() -> None:
+    got = Draft()
+    for tag in ("www", "www", "/mnt/a b", "x" * 40, "x" * 40, "ä"):
+        add_share(got, "/srv/www", tag, "virtiofs", readonly=True)
+    tags = [str(share["tag"]) for share in got.shares]
+    assert tags == ["www", "www-2", "mnt-a-b", "x" * 36, "x" * 32 + "-2", "share"]
+    assert len(got.missed) == 5
+    parse(render(got, "x"), Path("/etc/kvmd/x.toml"), HOST)
+
+
+def test_what_several_words_of_an_array_say() -> None:
+    got = of_the_host('guest_os=linux\ndisk_img=x\npublic_dir=none\nusb_devices=("046d:82d" "1d6b:0002")\n')
+    assert (got.usb, got.shares) == (["046d:082d", "1d6b:0002"], [])

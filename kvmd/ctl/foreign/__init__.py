@@ -6,10 +6,12 @@ A room imports, of this wing, only the rooms named with it; * is pure: no asynci
     draft    | * | a guest from another tool, and its file |
     options  | * | QEMU's way of writing options           |
     shell    | * | words and variables of a script         | draft
-    devices  | * | devices of a libvirt domain → draft     | draft
+    borrowed | * | what is of the host → draft             | draft
+    devices  | * | devices of a libvirt domain → draft     | draft borrowed
     libvirt  | * | a domain's XML → draft                  | draft devices
     drives   | * | drives of a QEMU command line           | draft options
-    command  | * | a QEMU command line → draft             | draft options shell drives
-    proxmox  | * | a Proxmox .conf → draft                 | draft options
-    quickemu | * | a quickemu .conf → draft                | draft options shell
+    passed   | * | what of the host a command line has     | draft options borrowed
+    command  | * | a QEMU command line → draft             | draft options shell drives passed
+    proxmox  | * | a Proxmox .conf → draft                 | draft options borrowed
+    quickemu | * | a quickemu .conf → draft                | draft options shell borrowed
 """

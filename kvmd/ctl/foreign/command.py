@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from posixpath import basename, join
 
 from kvmd.ctl.foreign import shell
-from kvmd.ctl.foreign.draft import AGENT, CHOOSE, FRESH, SEALED, Draft, NotReadable
+from kvmd.ctl.foreign.draft import CHOOSE, FRESH, SEALED, Draft, NotReadable
 from kvmd.ctl.foreign.drives import Drives
 from kvmd.ctl.foreign.options import key_values, on, size
+from kvmd.ctl.foreign.passed import Passed
 
 PROGRAM = re.compile(r"(.*/)?(kvm|qemu|qemu-kvm|qemu-system-(x86_64|i386))")
 BEFORE = re.compile(r"(.*/)?(sudo|exec|nohup|env|nice|ionice|taskset|setsid|time)|-.*|[0-9,-]+|\w+=.*")
@@ -27,14 +28,13 @@ FLAGS = {
 OURS = {
     *("enable-kvm", "no-kvm-irqchip", "no-kvm-pit", "S", "s", "daemonize", "usb", "no-fd-bootchk", "win2k-hack"),
     *("sdl", "full-screen", "nodefaults", "no-user-config", "nodefconfig", "mem-prealloc", "curses", "no-quit"),
-    *("alt-grab", "ctrl-grab", "no-frame", "std-vga", "display", "vga", "pidfile", "runas", "chroot", "sandbox"),
+    *("alt-grab", "ctrl-grab", "no-frame", "std-vga", "display", "vga", "pidfile", "chroot", "sandbox"),
     *("msg", "overcommit", "chardev", "mon", "no-shutdown", "nographic", "D", "d", "gdb", "show-cursor", "portrait"),
-    *("run-with", "debugcon", "only-migratable", "preconfig", "enable-fips", "tdf", "L", "rtc-td-hack", "no-hpet"),
+    *("debugcon", "only-migratable", "preconfig", "enable-fips", "tdf", "L", "rtc-td-hack", "no-hpet"),
     *("balloon", "k"),
 }
 UNKNOWN = ("kvmd does not know it", "[qemu] args takes it, if you need it")
 FORWARDS = ("no ports are forwarded", "the guest has addresses of its own")
-SHARES = ("kvmd shares no directory", "use sshfs or NFS over the network")
 ELSEWHERE = {
     "snapshot": ("kvmd writes to the image", "lay a disk over it: base = the image, path = a new one"),
     "no-reboot": ("a guest that reboots goes on", ""),
@@ -43,8 +43,6 @@ ELSEWHERE = {
     "fdb": ("a guest has no floppy", ""),
     "spice": ("kvmd shows screens by VNC", "kvmctl view"),
     "smbios": ("kvmd does not know it", "[credentials] hands credentials of systemd over"),
-    "virtfs": SHARES,
-    "fsdev": SHARES,
     "monitor": ("QEMU's monitor is kvmd's alone", "kvmctl steers the guest"),
     "qmp": ("QEMU's monitor is kvmd's alone", "kvmctl steers the guest"),
     "loadvm": ("kvmd has no snapshots of a running guest", ""),
@@ -54,7 +52,6 @@ ELSEWHERE = {
     "audio": ("a guest has no sound", ""),
     "tftp": ("a guest boots from its LAN", "[boot] order with network"),
     "redir": FORWARDS,
-    "pcidevice": ("kvmd hands over no devices of the host", ""),
 }
 SILENT_SERIAL = ("stdio", "mon:stdio", "pty", "null", "none", "vc", "chardev:")
 
@@ -77,6 +74,7 @@ class Command:
     def __init__(self, directory: str) -> None:
         self.draft = Draft()
         self.drives = Drives(self.draft, directory)
+        self.passed = Passed(self.draft, self.drives.absolute)
         self._nics: list[tuple[str, str, str]] = []  # model, MAC address, id of the backend
         self._backends: dict[str, dict[str, str]] = {}
         self._localtime = False
@@ -103,7 +101,6 @@ class Command:
             "serial": self._serial,
             "rtc": self._rtc,
             "localtime": lambda _said: setattr(self, "_localtime", True),
-            "usbdevice": self._usb,
             "object": self._object,
         }
 
@@ -126,7 +123,7 @@ class Command:
             self.draft.set_boot(option, self.drives.absolute(value))
         elif option in self._handlers:
             self._handlers[option](value)
-        elif self.drives.option(option, value) or option in OURS:
+        elif self.drives.option(option, value) or self.passed.option(option, value) or option in OURS:
             return
         elif option in ELSEWHERE and not (option in ("monitor", "qmp") and value in ("none", "stdio", "vc", "null")):
             self.draft.miss(f"-{option} {value}".rstrip(), *ELSEWHERE[option])
@@ -220,24 +217,16 @@ class Command:
         if "netdev" in given:
             model = re.sub(r"^virtio-net.*", "virtio", driver)
             self._nics.append((model, given.get("mac", ""), given["netdev"]))
-        elif driver.startswith(("vfio-pci", "usb-host")):
-            self.draft.miss(f"-device {said}", "kvmd hands over no devices of the host")
         elif driver == "virtserialport":
             self._port(given.get("name", ""))
-        elif driver.startswith(("virtio-9p", "vhost-user-fs")):
-            self.draft.miss(f"-device {said}", *SHARES)
-        elif not self.drives.device(driver, given):
+        elif not self.passed.device(driver, given, said) and not self.drives.device(driver, given):
             self.draft.miss(f"-device {said}", *UNKNOWN)
 
     def _port(self, name: str) -> None:
         if name == "org.qemu.guest_agent.0":
-            self.draft.miss("the channel of the guest agent", "kvmd has none", AGENT)
+            self.draft.agent = True
         elif not name.startswith("com.redhat.spice"):
             self.draft.miss(f"port {name}", "kvmd has none")
-
-    def _usb(self, said: str) -> None:
-        if said not in ("tablet", "mouse", "keyboard"):
-            self.draft.miss(f"-usbdevice {said}", "kvmd hands over no devices of the host")
 
     def _object(self, said: str) -> None:
         if not said.startswith(("rng-", "memory-backend-", "iothread", "secret")):
@@ -271,6 +260,7 @@ class Command:
     def _finish(self) -> None:
         self.draft.set_machine(self._machine)
         self.drives.finish()
+        self.passed.finish()
         if self.drives.pflash:
             self._uefi(self.drives.pflash)
         self._interfaces()

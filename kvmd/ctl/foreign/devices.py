@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from xml.etree.ElementTree import Element
 
-from kvmd.ctl.foreign.draft import AGENT, SEALED, Draft, plain
+from kvmd.ctl.foreign.borrowed import add_pci, add_share, add_usb, add_usb_numbers, number
+from kvmd.ctl.foreign.draft import SEALED, Draft, plain
 
 # What kvmd has its own of, or has no need of: nothing is lost.
 OURS = {
@@ -71,6 +72,12 @@ def _interface(draft: Draft, element: Element) -> None:
         element.find("mac"),
         element.find("model"),
     )
+    if kind == "hostdev":
+        _pci(draft, element, "network interface of the host")
+        if mac is not None or element.find("vlan") is not None:
+            what = f"MAC address and VLAN of the host's network interface {_attribute(mac, 'address', '')}".rstrip()
+            draft.miss(what, "kvmd sets none there", "ip link set PF vf NUMBER mac …, before the guest starts")
+        return
     given = dict(source.attrib) if source is not None else {}
     name = plain(given.get("bridge") or given.get("network") or given.get("dev") or "")
     draft.add_nic(f"{kind} {name}".strip(), _attribute(model, "type", "rtl8139"), _attribute(mac, "address", ""))
@@ -110,29 +117,50 @@ def _tpm(draft: Draft, element: Element) -> None:
 
 
 def _hostdev(draft: Draft, element: Element) -> None:
-    def number(tag: str, name: str) -> str:
-        found = element.find(f"source/{tag}")
-        return _attribute(found, name, "?").removeprefix("0x")
+    def said(tag: str, name: str) -> str:
+        return _attribute(element.find(f"source/{tag}"), name, "")
 
     kind = element.get("type", "")
-    if kind == "usb":
-        named = f"{number('vendor', 'id')}:{number('product', 'id')}"
+    label = f"{kind} device of the host"
+    if kind == "usb" and element.find("source/vendor") is not None:
+        vendor, product = said("vendor", "id"), said("product", "id")
+        add_usb_numbers(draft, f"{label}, {vendor}:{product}", vendor, product)
+    elif kind == "usb":
+        where = f"{said('address', 'bus')}-{said('address', 'port')}"
+        add_usb(draft, f"{label}, number {said('address', 'device')} on bus {said('address', 'bus')}", where)
+    elif kind == "pci":
+        _pci(draft, element, label)
     else:
-        domain, bus, slot, function = (number("address", each) for each in ("domain", "bus", "slot", "function"))
-        named = f"{domain}:{bus}:{slot}.{function}"
-    draft.miss(f"{kind} device {named} of the host".strip(), "kvmd hands none over")
+        draft.miss(label.strip(), "kvmd hands over those of USB and PCI")
+
+
+def _pci(draft: Draft, element: Element, label: str) -> None:
+    """libvirt binds the driver itself where it is said to manage it."""
+    found = element.find("source/address")
+    parts = [number(_attribute(found, each, "0")) for each in ("domain", "bus", "slot", "function")]
+    domain, bus, slot, function = (0xFFFFF if part is None else part for part in parts)
+    address = f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}" if found is not None else "?"
+    add_pci(draft, f"{label}, {address}", address, bound=element.get("managed") != "yes")
+    if element.find("rom[@file]") is not None:
+        draft.miss(f"{address}: ROM of a file", "kvmd does not know it")
 
 
 def _filesystem(draft: Draft, element: Element) -> None:
     source, target = element.find("source"), element.find("target")
-    what = f"directory {_attribute(source, 'dir', '?')}, {_attribute(target, 'dir', '?')} in the guest"
-    draft.miss(what, "kvmd shares none", "use sshfs or NFS over the network")
+    path, tag = _attribute(source, "dir", ""), _attribute(target, "dir", "")
+    kind = _attribute(element.find("driver"), "type", "path")
+    if element.get("type", "mount") != "mount" or (source is not None and source.get("socket")):
+        what = f"directory {tag} in the guest, of type {element.get('type', 'mount')}"
+        draft.miss(what, "kvmd shares directories by their paths", "write a [[share]] by hand")
+        return
+    readonly = element.find("readonly") is not None
+    add_share(draft, path, tag, "virtiofs" if kind == "virtiofs" else "9p", readonly=readonly)
 
 
 def _channel(draft: Draft, element: Element) -> None:
     name = _attribute(element.find("target"), "name", "")
     if name == "org.qemu.guest_agent.0":
-        draft.miss("the channel of the guest agent", "kvmd has none", AGENT)
+        draft.agent = True
     elif not name.startswith("com.redhat.spice"):
         draft.miss(f"channel {name}", "kvmd has none")
 

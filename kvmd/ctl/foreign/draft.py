@@ -31,7 +31,6 @@ MAGIC = (
     (b"conectix", "vpc"),
 )
 
-AGENT = "the power button shuts the guest down; vsock.ready tells when it is up"
 FRESH, CHOOSE = "the guest gets fresh ones", "if it does not boot, choose its loader in the firmware's menu once"
 MOST = 300  # characters of what is named
 SEALED = "what BitLocker has in it asks for its recovery key: suspend it there before"
@@ -53,8 +52,8 @@ class NotReadable(ValueError):
 class Draft:
     """``top`` to ``nics`` are keys of the guest file; ``remarks`` stand beside those of ``top``.
 
-    A disk without ``format`` is one whose source did not say it. ``missed``: lines for the person. ``where``: names
-    of the networks that its interfaces were on, by their position.
+    A disk without ``format`` is one whose source did not say it. ``where``: names of the networks that its interfaces
+    were on, by their position. ``shares`` to ``agent``: of the host. ``missed``: lines for the person.
     """
 
     name: str = ""
@@ -65,6 +64,10 @@ class Draft:
     nics: list[dict[str, Value]] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
     display: dict[str, Value] = field(default_factory=dict)
+    shares: list[dict[str, Value]] = field(default_factory=list)
+    usb: list[str] = field(default_factory=list)
+    pci: list[str] = field(default_factory=list)
+    agent: bool = False
     tpm: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
@@ -276,7 +279,7 @@ def render(draft: Draft, origin: str) -> str:
     head = [f"# {draft.name}, as {origin} had it: man kvmd.toml has all keys.", ""]
     lines = head + _keys({key: draft.top[key] for key in ORDER if key in draft.top}, draft.remarks)
     tables: list[tuple[str, Mapping[str, Value]]] = [("[boot]", draft.boot), ("[display]", draft.display)]
-    tables += [("[tpm]", {"enabled": True})] if draft.tpm else []
+    tables += [(name, {"enabled": True}) for name, on in (("[agent]", draft.agent), ("[tpm]", draft.tpm)) if on]
     for title, values in tables:
         lines += ["", title, *_keys(values)] if values else []
     for title, entries in (("[[disk]]", draft.disks), ("[[cdrom]]", draft.cdroms), ("[[network]]", draft.nics)):
@@ -285,6 +288,11 @@ def render(draft: Draft, origin: str) -> str:
             lines += ["", title, *_keys(values)]
             if title == "[[network]]" and "address" not in values:
                 lines += ['# address = ["192.0.2.42"]      # of the LAN; without one the guest reaches nothing']
+    for share in draft.shares:
+        lines += ["", "[[share]]", *_keys(share)]
+    for title, key, devices in (("[[usb]]", "device", draft.usb), ("[[pci]]", "address", draft.pci)):
+        for device in devices:
+            lines += ["", title, *_keys({key: device})]
     return "\n".join(lines) + "\n"
 
 

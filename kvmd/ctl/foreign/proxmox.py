@@ -6,8 +6,9 @@ import re
 from ipaddress import ip_interface
 from urllib.parse import unquote
 
-from kvmd.ctl.foreign.draft import AGENT, CHOOSE, FRESH, SEALED, Draft
-from kvmd.ctl.foreign.options import key_values, size
+from kvmd.ctl.foreign.borrowed import add_pci, add_usb
+from kvmd.ctl.foreign.draft import CHOOSE, FRESH, SEALED, Draft
+from kvmd.ctl.foreign.options import key_values, on, size
 
 KNOWN = re.compile(
     r"^(?:ostype|scsihw|bootdisk|smbios1|vmgenid|cores|sockets|(?:scsi|virtio|ide|sata|net)[0-9]+): ", re.M
@@ -64,9 +65,10 @@ def read(text: str) -> Draft:
             _drive(draft, key, match[1], value)
         elif re.fullmatch(r"net[0-9]+", key):
             _interface(draft, key, value)
-        elif re.fullmatch(r"(hostpci|usb|parallel|virtiofs|ivshmem|unused)[0-9]*", key):
-            what = "it is in no use" if key.startswith("unused") else "kvmd hands over no devices and directories"
-            draft.miss(f"{key} {value}", what)
+        elif match := re.fullmatch(r"(hostpci|usb|virtiofs)[0-9]+", key):
+            _OF_THE_HOST[match[1]](draft, key, value)
+        elif re.fullmatch(r"(parallel|ivshmem|unused)[0-9]*", key):
+            draft.miss(f"{key} {value}", "it is in no use" if key.startswith("unused") else "a guest has none")
         elif re.fullmatch(r"(serial|ipconfig)[0-9]+", key) or key in _READ or key in OURS:
             continue
         else:
@@ -110,8 +112,10 @@ def _machine(draft: Draft, values: dict[str, str]) -> None:
     if uuid := key_values(values.get("smbios1", ""), "uuid").get("uuid"):
         draft.set_uuid(uuid)
     _boot(draft, values.get("boot", ""))
-    if values.get("agent", "0")[:1] == "1" or "enabled=1" in values.get("agent", ""):
-        draft.miss("agent", "kvmd has no channel for the guest agent", AGENT)
+    agent = key_values(values.get("agent", "0"), "enabled")
+    draft.agent = on(agent.get("enabled", "0"))
+    if draft.agent and agent.get("type", "virtio") != "virtio":
+        draft.miss(f"agent: type={agent['type']}", "its channel is virtio here", "tell the agent in the guest")
 
 
 def _counts(values: dict[str, str]) -> bool:
@@ -207,3 +211,45 @@ def _addresses(draft: Draft, values: dict[str, str]) -> None:
                 continue
         if found:
             nic["address"] = found
+
+
+def _mapped(draft: Draft, key: str, kind: str, name: str, table: str) -> None:
+    todo = f"pvesh get /cluster/mapping/{kind}/{name} tells it; write a [[{table}]] by hand"
+    draft.miss(f"{key} {name}", "what it stands for is not in this file", todo)
+
+
+def _pci(draft: Draft, key: str, value: str) -> None:
+    """Without a function Proxmox hands over all of them."""
+    given = key_values(value, "host")
+    if "mapping" in given:
+        _mapped(draft, key, "pci", given["mapping"], "pci")
+        return
+    if "mdev" in given:
+        draft.miss(f"{key} {value}", "kvmd hands over no part of a device")
+        return
+    for said in given.get("host", "").split(";"):
+        whole = re.fullmatch(r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}", said)
+        add_pci(draft, f"{key} {said}", f"{said}.0" if whole else said)
+        if whole:
+            why = "all its functions are meant, which this file does not list; the first one here"
+            draft.miss(f"{key} {said}", why, f"a [[pci]] for each other that lspci -D -s {said} shows")
+    for option in ("x-vga", "romfile", "legacy-igd", "vendor-id", "device-id", "sub-vendor-id", "sub-device-id"):
+        if given.get(option, "0") != "0":
+            draft.miss(f"{key}: {option}={given[option]}", "kvmd does not know it")
+
+
+def _usb(draft: Draft, key: str, value: str) -> None:
+    given = key_values(value, "host")
+    if "mapping" in given:
+        _mapped(draft, key, "usb", given["mapping"], "usb")
+    elif given.get("host", "").lower() == "spice":
+        draft.miss(f"{key} {value}", "there is no SPICE to redirect USB by")
+    else:
+        add_usb(draft, f"{key} {value}", given.get("host", ""))
+
+
+def _directory(draft: Draft, key: str, value: str) -> None:
+    _mapped(draft, key, "dir", key_values(value, "dirid").get("dirid", ""), "share")
+
+
+_OF_THE_HOST = {"hostpci": _pci, "usb": _usb, "virtiofs": _directory}

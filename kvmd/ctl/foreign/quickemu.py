@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from posixpath import join, normpath
 
 from kvmd.ctl.foreign import shell
+from kvmd.ctl.foreign.borrowed import add_share, add_usb
 from kvmd.ctl.foreign.draft import CHOOSE, FRESH, SEALED, Draft
 from kvmd.ctl.foreign.options import on, size
 
@@ -23,13 +24,11 @@ OURS = {
 }
 READ = {
     *("guest_os", "disk_img", "disk_size", "disk_format", "iso", "fixed_iso", "img", "floppy", "ram", "cpu_cores"),
-    *("boot", "secureboot", "tpm", "network", "macaddr", "macos_release"),
+    *("boot", "secureboot", "tpm", "network", "macaddr", "macos_release", "public_dir", "usb_devices"),
 }
 TODO = {
     "port_forwards": ("no ports are forwarded", "the guest has addresses of its own"),
     "ssh_port": ("no ports are forwarded", "the guest has addresses of its own"),
-    "public_dir": ("kvmd shares no directory", "use sshfs or NFS over the network"),
-    "usb_devices": ("kvmd hands over no devices of the host", ""),
     "extra_args": ("what they name is not there for kvmd's QEMU", "try them in [qemu] args"),
     "arch": ("kvmd has x86 only", ""),
 }
@@ -65,6 +64,11 @@ def read(text: str, directory: str, environment: Mapping[str, str]) -> Draft:
         if values.get(key):
             draft.miss(f"{key} {values[key]}", "it is an installer for one start", "kvmctl install takes a CD image")
     _network(draft, values)
+    if values.get("public_dir", "none") != "none":
+        tag = "-".join(filter(None, ("Public", environment.get("USER", "").lower())))
+        add_share(draft, absolute("public_dir"), tag, "SMB" if system.startswith("windows") else "9p", readonly=False)
+    for device in re.findall(r"[^()\s]+", values.get("usb_devices", "")):
+        add_usb(draft, f"usb_devices {device}", device)
     for key, value in values.items():
         if value and key not in READ and key not in OURS:
             draft.miss(f"{key} {value}", *TODO.get(key, ("kvmd does not know it",)))

@@ -19,6 +19,8 @@ def read(text: str, environment: Mapping[str, str]) -> tuple[list[list[str]], di
     own: dict[str, str] = {}
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         for words in _commands(line):
+            if re.match(r"\w+=\(", " ".join(words)) and words[-1].endswith(")"):
+                words = [" ".join(words)]  # an array
             if len(words) == 1 and (match := ASSIGNMENT.fullmatch(words[0])):
                 own[match[1]] = variables[match[1]] = expand(match[2], variables)
             elif words:
