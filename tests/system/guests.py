@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from typing import Any
@@ -13,6 +14,11 @@ import pytest
 # For fixtures; hosts of one release come one after the other, at one worker.
 RELEASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in lab.roots.RELEASES.values()]
 SERVICE = ("org.kvmd1", "/org/kvmd1", "org.kvmd1.Manager")
+
+
+def mostly(release: str) -> list[Any]:
+    """For what is slow, and the same on both: this one, and with $KVMD_ALL the other, too."""
+    return [each for each in RELEASES if os.environ.get("KVMD_ALL") or each.values == (release,)]
 
 
 class Guests:

@@ -11,14 +11,14 @@ from pathlib import Path
 import lab
 import pytest
 
-from .guests import RELEASES, Guests
+from .guests import Guests, mostly
 
 IMAGES = "var/lib/kvmd/images"
 SHARED = '[[share]]\npath = "/srv/shared"\ntag = "data"\n'
 ABSENT = '[[usb]]\ndevice = "046d:c52b"\n'
 
 
-@pytest.fixture(scope="module", params=RELEASES)
+@pytest.fixture(scope="module", params=mostly("trixie"))
 def host(request: pytest.FixtureRequest, deb: Path) -> Iterator[lab.Host]:
     with lab.Host(request.param, deb, name=f"borrowed-{request.param}") as host:
         host.make_lan()

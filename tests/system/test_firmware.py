@@ -10,7 +10,7 @@ from pathlib import Path
 import lab
 import pytest
 
-from .guests import RELEASES, Guests
+from .guests import Guests, mostly
 
 UEFI = 'firmware = "uefi"\nmemory = "128M"\n'
 SHELL = r"Shell>"
@@ -18,7 +18,7 @@ NVRAM = "/var/lib/kvmd/efi/nvram.fd"
 LOADER = "EFI/BOOT/BOOTX64.EFI"
 
 
-@pytest.fixture(scope="module", params=RELEASES)
+@pytest.fixture(scope="module", params=mostly("bookworm"))
 def guests(request: pytest.FixtureRequest, deb: Path) -> Iterator[Guests]:
     with lab.Host(request.param, deb, name=f"firmware-{request.param}") as host:
         host.make_lan()
