@@ -24,7 +24,11 @@ def prepare() -> None:
         vm.initrd(release)
 
     with ThreadPoolExecutor() as pool:
-        work: list[Callable[[], object]] = [lambda: roots.layer("bookworm", package, "others"), roots.systems]
+        work: list[Callable[[], object]] = [
+            lambda: roots.layer("bookworm", package, "others"),
+            roots.systems,
+            roots.cloud,
+        ]
         work += [partial(make, release) for make in (build, roots.workshop) for release in RELEASES.values()]
         for task in [pool.submit(each) for each in work]:
             task.result()

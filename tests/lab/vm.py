@@ -108,14 +108,19 @@ class VM(Machine):
         cpu: str = "EPYC,svm=on,npt=on",
         memory: int = 2048,
         smp: int = 1,
+        spare: bool = False,
     ) -> None:
-        """``smp``: with two emulated CPUs, one in some ten nested KVM guests hangs on an MMIO exit (QEMU 7.2)."""
+        """``smp``: with two emulated CPUs, one in some ten nested KVM guests hangs on an MMIO exit (QEMU 7.2).
+
+        ``spare``: there is an IOMMU, and a disk behind it.
+        """
         super().__init__(name)
         self.release = release
         self.deb = deb
         self.cpu = cpu
         self.memory = memory
         self.smp = smp
+        self.spare = spare
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -123,7 +128,8 @@ class VM(Machine):
         self._run = Run.new(self.name)
         disk = self.directory / "disk.qcow2"
         command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, disk)
-        command("qemu-img", "create", "-q", "-f", "raw", self.directory / "spare.raw", "1M")
+        if self.spare:
+            command("qemu-img", "create", "-q", "-f", "raw", self.directory / "spare.raw", "1M")
         self.boot()
 
     def boot(self) -> None:
@@ -135,15 +141,18 @@ class VM(Machine):
             "-cpu", self.cpu, "-smp", str(self.smp), "-m", str(self.memory),
             "-nodefaults", "-no-reboot", "-display", "none",
             "-kernel", guests.unpacked_kernel(self.release), "-initrd", initrd(self.release),
-            "-append", f"{guests.CMDLINE} root=/dev/vda rw panic=-1 iommu=pt",
+            "-append", f"{guests.CMDLINE} root=/dev/vda rw panic=-1{' iommu=pt' if self.spare else ''}",
             "-drive", f"file={self.directory / 'disk.qcow2'},format=qcow2,if=virtio,cache=unsafe",
             "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
             "-device", "virtio-rng-pci",
             "-device", "virtio-serial-pci,id=agent",
-            "-device", "intel-iommu",
-            "-drive", f"file={self.directory / 'spare.raw'},format=raw,if=none,id=spare",
-            "-device", f"nvme,serial=spare,drive=spare,addr={SPARE[8:]}",
         ]
+        if self.spare:
+            argv += [
+                "-device", "intel-iommu",
+                "-drive", f"file={self.directory / 'spare.raw'},format=raw,if=none,id=spare",
+                "-device", f"nvme,serial=spare,drive=spare,addr={SPARE[8:]}",
+            ]
         with ExitStack() as stack:
             listeners = [stack.enter_context(self._listener(port)) for port in range(PORTS)]
             for port, listener in enumerate(listeners):

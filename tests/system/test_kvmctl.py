@@ -316,10 +316,10 @@ def test_from_an_iso_to_a_system_that_answers(guests: Guests) -> None:
     guests.names.add("snape")
     done = host.run("sh", "-c", f"{install} --no-console")
     assert "/etc/kvmd/snape.toml is written (profile linux)" in done.stderr
-    guests.wait("snape", "^guest: install to /dev/vda")
+    guests.wait("snape", "^guest: install to /dev/vda", timeout=120)
     since = host.cursor()
     host.run("sh", "-c", f"echo yes | {console}")
-    guests.wait("snape", "^guest: ready installed", since, timeout=90)
+    guests.wait("snape", "^guest: ready installed", since, timeout=150)
     assert "snape  running" in host.run("sh", "-c", listing).stdout
     host.run("sh", "-c", ping, netns="alice")
     assert "snape is off" in host.run("sh", "-c", stop).stdout

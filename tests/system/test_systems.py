@@ -31,25 +31,25 @@ def test_install_then_run(guests: Guests, iso: str, firmware: str) -> None:
     host = guests.host
     disk = '[[disk]]\npath = "installed.qcow2"\nsize = "64M"\n'
     profile = "legacy" if firmware == "bios" else "linux"
-    text = f'memory = "192M"\nmachine = "pc"\nprofile = "{profile}"\nfirmware = "{firmware}"\n'
+    text = f'memory = "256M"\nmachine = "pc"\nprofile = "{profile}"\nfirmware = "{firmware}"\n'
     guests.write("fresh", text + disk.replace("size", 'bus = "ide"\nsize'))
     since = host.cursor()
     guests.guest("fresh", *CD, iso)
-    guests.wait("fresh", "^guest: install to /dev/sda", since)
+    guests.wait("fresh", "^guest: install to /dev/sda", since, timeout=120)
     assert not guests.get("fresh", "NeedsRestart")
     refused = guests.guest("fresh", *CD, iso, check=False)
     assert "guest fresh is on (stop it first: the options are for a start)" in refused.stderr
     guests.guest("fresh", "Terminate")
     since = host.cursor()
     guests.guest("fresh", *CD, iso)
-    guests.wait("fresh", "^guest: install to /dev/sda", since)
+    guests.wait("fresh", "^guest: install to /dev/sda", since, timeout=120)
     host.run("systemctl", "restart", "kvmd")
     guests.type("fresh", "yes", "^guest: installed, rebooting")
-    guests.wait("fresh", "^guest: ready installed", since)
+    guests.wait("fresh", "^guest: ready installed", since, timeout=120)
     guests.guest("fresh", "Stop")
     since = host.cursor()
     guests.start("fresh", ready=False)
-    guests.wait("fresh", "^guest: ready installed", since)
+    guests.wait("fresh", "^guest: ready installed", since, timeout=120)
     guests.clear()
     host.run("rm", f"{IMAGES}/{iso}", f"{IMAGES}/installed.qcow2")
 
@@ -78,11 +78,11 @@ def test_systems_that_are_not_linux(guests: Guests) -> None:
     guests.start("memtest", ready=False)
     guests.guest("grub", *CD, "grub.iso")
     guests.guest("ipxe", *CD, "ipxe.iso")
-    guests.wait("grub", "automatically in", since)
+    guests.wait("grub", "automatically in", since, timeout=120)
     guests.type("grub", "c", "grub>")
     guests.type("grub", "date", "^20[0-9]{2}-")  # SeaBIOS keeps 16 keys
-    guests.wait("ipxe", "iPXE ", since)
-    guests.wait("memtest", "Pass:", since)
+    guests.wait("ipxe", "iPXE ", since, timeout=120)
+    guests.wait("memtest", "Pass:", since, timeout=120)
     guests.clear()
     host.run("rm", *(f"{IMAGES}/{name}" for name in ("memtest.bin", "grub.iso", "ipxe.iso")))
 
