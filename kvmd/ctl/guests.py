@@ -96,21 +96,20 @@ async def usage(bus: Bus, guests: Sequence[Guest]) -> dict[str, tuple[int, int]]
     """Of those that are on, bytes of memory and nanoseconds of CPU time of their scopes; 0 if not counted."""
     on = [guest for guest in guests if guest.on]
 
-    async def ask(guest: Guest) -> tuple[int, int]:
+    async def get(guest: Guest, name: str) -> int:
+        words = ("Get", "ss", "org.freedesktop.systemd1.Scope", name)  # of two hundred that there are
         path = f"{UNITS}/{label(f'kvmd-{guest.name}.scope')}"
-        interface = "org.freedesktop.systemd1.Scope"
         try:
-            words = ("org.freedesktop.DBus.Properties", "GetAll", "s", interface)
-            values = plain(await bus.call(path, *words, destination=SYSTEMD))
+            value = plain(await bus.call(path, "org.freedesktop.DBus.Properties", *words, destination=SYSTEMD))
         except Failure:
-            return 0, 0
-        return _counted(values["MemoryCurrent"]), _counted(values["CPUUsageNSec"])
+            return 0
+        return value if isinstance(value, int) and value < (1 << 64) - 1 else 0
+
+    async def ask(guest: Guest) -> tuple[int, int]:
+        memory, cpu = await asyncio.gather(get(guest, "MemoryCurrent"), get(guest, "CPUUsageNSec"))
+        return memory, cpu
 
     return dict(zip((guest.name for guest in on), await asyncio.gather(*map(ask, on)), strict=True))
-
-
-def _counted(value: int) -> int:
-    return value if value < (1 << 64) - 1 else 0
 
 
 def label(name: str) -> str:
