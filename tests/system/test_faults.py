@@ -140,9 +140,9 @@ def test_at_poweroff_a_deaf_guest_holds_up_no_other(deb: Path) -> None:
     }
     for name in names:
         assert (name, rom.FAREWELL) in ends
-        assert ends[name, f"Guest {name} is off (success)"] < 4
-    assert 5 <= ends["deaf", "Guest deaf is off (timeout)"] < 9
-    assert took < 15
+        assert ends[name, f"Guest {name} is off (success)"] < 10
+    assert 5 <= ends["deaf", "Guest deaf is off (timeout)"] < 15
+    assert took < 30
 
 
 def test_a_qemu_that_hangs_holds_up_nobody(battered: lab.Host) -> None:
