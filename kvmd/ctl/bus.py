@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from dbus_next.aio.message_bus import MessageBus
@@ -85,10 +85,6 @@ class Bus:
             f"type='signal',sender='{DBUS}',member='NameOwnerChanged',arg0='{NAME}'",
         ):
             await self.call("/org/freedesktop/DBus", DBUS, "AddMatch", "s", rule, destination=DBUS)
-
-    async def lost(self) -> None:
-        with suppress(Exception):
-            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from kvmd.ctl.bus import GUEST, NAME, OBJECT_MANAGER, ROOT, Bus
+from kvmd.ctl.bus import GUEST, OBJECT_MANAGER, ROOT, Bus
 from kvmd.ctl.failure import NO_SUCH_GUEST, Failure
 
 SYSTEMD, UNITS = "org.freedesktop.systemd1", "/org/freedesktop/systemd1/unit"
@@ -117,6 +117,3 @@ def label(name: str) -> str:
     kept = re.compile(r"[A-Za-z]|(?<=.)[0-9]", re.ASCII)
     escaped = (char if kept.match(name, at) else f"_{ord(char):02x}" for at, char in enumerate(name))
     return "".join(escaped) or "_"
-
-
-__all__ = ["NAME", "Guest", "all_guests", "choose", "label", "one", "plain", "usage"]

@@ -511,8 +511,8 @@ async def test_a_flood_of_conflicts(bottle: Bottle, lan: Lan) -> None:
     assert lan.status(nic.tap).state == "conflict"
     assert len(bottle.reports) == 1
     assert len(bottle.changes) - told == 1
-    assert longest < 0.6
-    assert time.process_time() - used < 4
+    assert longest < 0.2
+    assert time.process_time() - used < 1.5
 
 
 # Duplicate address detection for 500 addresses of the LAN, one after the other.
@@ -638,7 +638,7 @@ async def test_hostile_flood_of_solicitations(bottle: Bottle, lan: Lan) -> None:
             begin = asyncio.get_running_loop().time()
             await asyncio.sleep(0.01)
             worst = max(worst, asyncio.get_running_loop().time() - begin - 0.01)
-        assert worst < 0.6
+        assert worst < 0.2
         assert await honest.reaches(ROUTER6)
         bottle.lan.script("ip addr add 2001:db8:1::77/64 dev wire nodad")
         assert await honest.reaches("2001:db8:1::77")

@@ -84,7 +84,7 @@ async def test_anothers_first_ping(bottle: Bottle, lan: Lan, family: int) -> Non
         assert " 0% packet loss" in await conversation
     times = [float(found[1]) for text in texts if (found := re.search(r"time=([\d.]+) ms", text))]
     assert len(times) == len(targets)
-    assert statistics.median(times) < 20
+    assert statistics.median(times) < 5
 
 
 def dropped() -> int:

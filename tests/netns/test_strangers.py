@@ -91,8 +91,8 @@ async def test_a_flood_of_forged_sources(bottle: Bottle, lan: Lan, kind: str) ->
         await asyncio.sleep(0.01)
         longest = max(longest, time.monotonic() - before)
     assert int(flood.result()) > 10_000
-    assert time.process_time() - used < 3
-    assert longest < 0.6
+    assert time.process_time() - used < 1
+    assert longest < 0.2
     two.run("ping", "-n", "-c", "1", "-W", "0.1", "-I", "192.0.2.60", ROUTER4, check=False)
     await eventually(lambda: any("tap2" in text and "192.0.2.60" in text for text in told(bottle)))
     assert 4 < len([text for text in told(bottle) if "tap1" in text]) <= STRANGERS

@@ -248,8 +248,8 @@ def test_a_flood_keeps_nobody_waiting(guests: Guests) -> None:
         flood.kill()
         flood.wait()
     print(f"lines {max(lines):.3f} s, calls {max(calls):.3f} s at most")
-    assert max(lines) < 4
-    assert max(calls) < 1
+    assert max(lines) < 1
+    assert max(calls) < 0.2
     assert pending > 128 << 10
     assert len(guests.host.journal(HELD_BACK, since=since)) == 3
     guests.host.run("rm", ROM)

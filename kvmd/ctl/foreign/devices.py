@@ -13,7 +13,7 @@ OURS = {
     *("emulator", "controller", "input", "memballoon", "console", "serial", "video", "panic", "hub", "audio", "vsock"),
     "rng",
 }
-TODO = {
+BY_HAND = {
     "sound": ("a guest has no sound",),
     "watchdog": ("a guest has none", 'restart = "always" starts one that ended'),
     "redirdev": ("there is no SPICE to redirect USB by",),
@@ -27,7 +27,7 @@ def read(draft: Draft, element: Element) -> None:
         if handler:
             handler(draft, device)
         elif device.tag not in OURS:
-            draft.miss(f"<{device.tag}>", *TODO.get(device.tag, ("kvmd does not know it",)))
+            draft.miss(f"<{device.tag}>", *BY_HAND.get(device.tag, ("kvmd does not know it",)))
 
 
 def _source(disk: Element) -> str:

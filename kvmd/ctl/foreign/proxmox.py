@@ -24,7 +24,7 @@ OURS = {
     *("template", "parent", "snaptime", "acpi", "freeze", "keyboard", "rng0", "digest", "runningmachine"),
     *("runningcpu", "snapstate"),
 }
-TODO = {
+BY_HAND = {
     "args": ("what they name is not there for kvmd's QEMU", "try them in [qemu] args"),
     "hookscript": ("kvmd runs none", "order units beside kvmd@NAME.service"),
     "startup": ("guests start as their units say", "systemctl edit kvmd@NAME: After="),
@@ -73,7 +73,7 @@ def read(text: str) -> Draft:
             continue
         else:
             what = key if key in SECRETS else f"{key} {value}"
-            draft.miss(what, *TODO.get(key, ("kvmd does not know it",)))
+            draft.miss(what, *BY_HAND.get(key, ("kvmd does not know it",)))
     _addresses(draft, values)
     return draft
 

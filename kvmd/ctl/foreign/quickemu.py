@@ -26,7 +26,7 @@ READ = {
     *("guest_os", "disk_img", "disk_size", "disk_format", "iso", "fixed_iso", "img", "floppy", "ram", "cpu_cores"),
     *("boot", "secureboot", "tpm", "network", "macaddr", "macos_release", "public_dir", "usb_devices"),
 }
-TODO = {
+BY_HAND = {
     "port_forwards": ("no ports are forwarded", "the guest has addresses of its own"),
     "ssh_port": ("no ports are forwarded", "the guest has addresses of its own"),
     "extra_args": ("what they name is not there for kvmd's QEMU", "try them in [qemu] args"),
@@ -71,7 +71,7 @@ def read(text: str, directory: str, environment: Mapping[str, str]) -> Draft:
         add_usb(draft, f"usb_devices {device}", device)
     for key, value in values.items():
         if value and key not in READ and key not in OURS:
-            draft.miss(f"{key} {value}", *TODO.get(key, ("kvmd does not know it",)))
+            draft.miss(f"{key} {value}", *BY_HAND.get(key, ("kvmd does not know it",)))
     return draft
 
 
