@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,16 +40,13 @@ def start_shell(guests: Guests, name: str) -> None:
 
 def medium(guests: Guests, tmp_path: Path, name: str, files: dict[str, Path | str]) -> None:
     """A FAT file system, as on a stick."""
+    sources: dict[str, Path] = {}
+    for number, (path, content) in enumerate(files.items()):
+        sources[path] = content if isinstance(content, Path) else tmp_path / f"{name}.{number}"
+        if isinstance(content, str):
+            sources[path].write_text(content)
     image = tmp_path / f"{name}.img"
-    subprocess.run(["mformat", "-C", "-i", image, "-T", "16384", "::"], check=True)
-    for directory in ("EFI", "EFI/BOOT", "EFI/debian"):
-        subprocess.run(["mmd", "-i", image, f"::{directory}"], check=True)
-    for path, content in files.items():
-        source = content
-        if isinstance(source, str):
-            source = tmp_path / "text"
-            source.write_text(str(content))
-        subprocess.run(["mcopy", "-i", image, source, f"::{path}"], check=True)
+    lab.media.fat(image, 8 << 20, sources)
     guests.host.copy_in(image, f"/var/lib/kvmd/images/{name}.img")
 
 
@@ -64,9 +60,13 @@ def test_variables_stay_and_their_loss_is_told(guests: Guests) -> None:
     host.run("systemctl", "restart", "kvmd")
     guests.guest_off("efi")
 
+    template = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+    host.run("cp", template, "/root/vars.fd")
+    host.run("sh", "-c", f"tr '\\0' '\\1' </root/vars.fd >{template}")  # as an upgrade of ovmf brings another one
     start_shell(guests, "efi")
     type_efi(guests, "efi", "set colour", "colour = green")
     guests.guest_off("efi")
+    host.run("mv", "/root/vars.fd", template)
 
     host.run("rm", NVRAM)
     since = host.cursor()
