@@ -93,7 +93,8 @@ async def connect(*, asks: bool = True) -> AsyncIterator[Bus]:
     try:
         bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
     except (OSError, AuthError, EOFError) as error:
-        raise Failure(f"cannot reach the system bus: {error} (does dbus run?)") from error
+        why = getattr(error, "strerror", None) or error
+        raise Failure(f"cannot reach the system bus: {why} (does dbus run? systemctl status dbus)") from error
     agent = _agent() if asks else None
     try:
         yield Bus(bus)
